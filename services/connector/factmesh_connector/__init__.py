@@ -1,0 +1,1 @@
+"""The Factmesh connector service; see README.md beside this package."""

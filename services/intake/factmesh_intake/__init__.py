@@ -1,0 +1,1 @@
+"""The Factmesh intake service; see README.md beside this package."""

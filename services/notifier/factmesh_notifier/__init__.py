@@ -1,0 +1,1 @@
+"""The Factmesh notifier service; see README.md beside this package."""

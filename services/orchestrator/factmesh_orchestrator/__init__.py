@@ -1,0 +1,1 @@
+"""The Factmesh orchestrator service; see README.md beside this package."""

@@ -1,0 +1,1 @@
+"""The Factmesh quarantine service; see README.md beside this package."""
