@@ -1,0 +1,168 @@
+"""Same cause, same id: every id and key is derived from what caused it, so a repeated cause repeats them.
+No randomness and no clock lives here; instants come in as arguments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from hashlib import blake2b
+from uuid import UUID
+
+from factmesh.errors import ValidationError
+
+ORDINAL_MAX = 0xFFFF
+_MS_MAX = (1 << 48) - 1
+
+
+def _digest(person: bytes, *parts: str | bytes) -> bytes:
+    """16 bytes of BLAKE2b (RFC 7693) over length-prefixed parts, so that no two lists of parts read the same."""
+    h = blake2b(digest_size=16, person=person)
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        h.update(len(raw).to_bytes(4, "big"))
+        h.update(raw)
+    return h.digest()
+
+
+def _uuid8(instant_ms: int, digest: bytes, ordinal: int) -> UUID:
+    """RFC 9562 version 8: 48 bits of Unix milliseconds, 12 + 46 bits of hash, 16 bits of ordinal."""
+    if not 0 <= instant_ms <= _MS_MAX:
+        raise ValidationError(f"instant {instant_ms} ms does not fit an id", hint="use Unix milliseconds")
+    if not 0 <= ordinal <= ORDINAL_MAX:
+        raise ValidationError(f"ordinal {ordinal} does not fit an id", hint=f"at most {ORDINAL_MAX} effects a message")
+    h = int.from_bytes(digest[:8], "big")
+    value = instant_ms << 80
+    value |= 0x8 << 76
+    value |= (h & 0xFFF) << 64
+    value |= 0b10 << 62
+    value |= ((h >> 12) & ((1 << 46) - 1)) << 16
+    value |= ordinal
+    return UUID(int=value)
+
+
+def _stamped(digest: bytes) -> UUID:
+    """A UUID that is a hash alone: RFC 9562 version 8, and no instant in it."""
+    value = int.from_bytes(digest, "big")
+    value = value & ~(0xF << 76) | 0x8 << 76
+    value = value & ~(0b11 << 62) | 0b10 << 62
+    return UUID(int=value)
+
+
+def message_id(service: str, root: str, opening: int, ordinal: int, instant_ms: int) -> UUID:
+    """The id of the `ordinal`-th message that `service` emits because of `root` under `opening` (DESIGN section 7).
+
+    `instant_ms` is the instant of the root cause, when intake first saw the fact, so that ids tell their own day.
+    """
+    return _uuid8(instant_ms, _digest(b"fm.message", service, root, str(opening)), ordinal)
+
+
+def entrance_id(kind: str, name: str, instant_ms: int) -> UUID:
+    """The id of something that entered from outside at a recorded instant: a stranger's root, an act of a person."""
+    return _uuid8(instant_ms, _digest(b"fm.entrance", kind, name), 0)
+
+
+def instance_id(workflow: str, fact_id: UUID) -> UUID:
+    """The instance that this workflow starts for this fact; it lies in the fact's day."""
+    return _uuid8(instant_ms_of(fact_id), _digest(b"fm.instance", workflow, fact_id.bytes), 0)
+
+
+def idempotency_key(instance: UUID, step_path: str, iteration: int, run: int) -> UUID:
+    """One key for each intended effect: a new run is a new intent, and comes only after a known failure (INV-K)."""
+    return _uuid8(
+        instant_ms_of(instance), _digest(b"fm.key", instance.bytes, step_path, str(iteration), str(run)), 0
+    )
+
+
+def correlation_id(source: str, event_id: str) -> UUID:
+    """The correlation id of a fact: derived from (source, id), so that posting it again returns the same."""
+    return _stamped(_digest(b"fm.correlation", source, event_id))
+
+
+def gate_hash(root: str) -> bytes:
+    """16 bytes under which intake's gate and the poison gate know a root that is not an id of ours."""
+    return _digest(b"fm.gate", root)
+
+
+def body_hash(*parts: bytes | str) -> bytes:
+    """16 bytes by which two bodies under one id or key are told apart (INV-K, REQUIREMENTS A4)."""
+    return _digest(b"fm.body", *parts)
+
+
+def canonical_json(value: object) -> bytes:
+    """Compact JSON with sorted keys: equal values have equal bytes. Raises ValueError on NaN and infinities."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def instant_ms_of(id_: UUID) -> int:
+    """The Unix milliseconds that one of our ids carries."""
+    return id_.int >> 80
+
+
+def day_of(id_: UUID) -> date:
+    """The UTC day that one of our ids lies in: the ledger's partition."""
+    return datetime.fromtimestamp(instant_ms_of(id_) / 1000, UTC).date()
+
+
+def first_id_of(day: date) -> UUID:
+    """The lower bound of a day's ids, for range partitions."""
+    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    return UUID(int=int(start.timestamp() * 1000) << 80)
+
+
+def is_ours(id_: UUID) -> bool:
+    """Whether an id has the form of ours: version 8, RFC 9562 variant."""
+    return (id_.int >> 76) & 0xF == 0x8 and (id_.int >> 62) & 0b11 == 0b10
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """What a message goes back to, as text: one of our ids, a stranger's (source, id), or coordinates.
+
+    `text` is the header `factmesh-root-id`: `id:<uuid>`, `ce:<source length>:<source>:<id>` or
+    `at:<topic>:<partition>:<offset>`. Only the first tells its day; the others are known by `gate_hash(text)`.
+    """
+
+    text: str
+
+    @classmethod
+    def own(cls, id_: UUID) -> Root:
+        return cls(f"id:{id_}")
+
+    @classmethod
+    def stranger(cls, source: str, event_id: str) -> Root:
+        return cls(f"ce:{len(source)}:{source}:{event_id}")
+
+    @classmethod
+    def coordinates(cls, topic: str, partition: int, offset: int) -> Root:
+        return cls(f"at:{topic}:{partition}:{offset}")
+
+    @property
+    def id(self) -> UUID | None:
+        """The id, where the root is one of ours; None for strangers and coordinates."""
+        if not self.text.startswith("id:"):
+            return None
+        try:
+            id_ = UUID(self.text[3:])
+        except ValueError:
+            return None
+        return id_ if is_ours(id_) else None
+
+
+def record_id(root: str, group: str) -> UUID:
+    """The quarantine record's id as instances know it: numbers count per root id and group (DESIGN section 9)."""
+    return _stamped(_digest(b"fm.record", root, group))
+
+
+def fingerprint(*parts: str) -> str:
+    """16 hex digits that group failures of one cause."""
+    return _digest(b"fm.cause", *parts)[:8].hex()
+
+
+def as_mapping(value: object) -> Mapping[str, object]:
+    """The value if it is a JSON object; raises ValidationError otherwise."""
+    if not isinstance(value, Mapping):
+        raise ValidationError(f"expected a JSON object, found {type(value).__name__}")
+    return value
