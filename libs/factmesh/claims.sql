@@ -1,0 +1,107 @@
+-- name: schedule
+-- Rows to work on later. A row that is there stays as it is, unless it ended `failed`: then it starts over, and the
+-- raised epoch shuts out whoever still holds the old one.
+INSERT INTO claims (id, kind, state, due_at, epoch, attempts, tag, payload)
+SELECT s.id, s.kind, 'pending', coalesce(s.due_at, now()), 0, 0, s.tag, s.payload
+  FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::uuid[], $5::bytea[]) AS s (id, kind, due_at, tag, payload)
+ ORDER BY s.id
+ON CONFLICT (id) DO UPDATE
+   SET state = 'pending', due_at = excluded.due_at, epoch = claims.epoch + 1, attempts = 0, payload = excluded.payload,
+       tag = excluded.tag, progress = NULL, outcome = NULL, settled_at = NULL, lease_ended_at = NULL
+ WHERE claims.state = 'failed'
+RETURNING id, due_at;
+
+-- name: start
+-- As `schedule`, already claimed by this process for $5 seconds: an undisturbed command costs no claiming commit.
+INSERT INTO claims (id, kind, state, due_at, epoch, attempts, tag, payload)
+SELECT s.id, s.kind, 'leased', now() + make_interval(secs => $5), 1, 1, s.tag, s.payload
+  FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::bytea[]) AS s (id, kind, tag, payload)
+ ORDER BY s.id
+ON CONFLICT (id) DO UPDATE
+   SET state = 'leased', due_at = excluded.due_at, epoch = claims.epoch + 1, attempts = 1, payload = excluded.payload,
+       tag = excluded.tag, progress = NULL, outcome = NULL, settled_at = NULL, lease_ended_at = NULL
+ WHERE claims.state = 'failed'
+RETURNING id, kind, epoch, attempts, tag, payload, progress, created_at, now() AS claimed_at, lease_ended_at;
+
+-- name: unschedule
+-- Takes back what is not settled; a worker that holds it settles in vain.
+DELETE FROM claims WHERE kind = $1 AND id = ANY ($2::uuid[]) AND state IN ('pending', 'leased');
+
+-- name: amend
+-- A person's word settles a row, from the expected state only; the raised epoch makes its result a new one.
+UPDATE claims c
+   SET state = a.state, epoch = c.epoch + 1, progress = coalesce(a.progress, c.progress),
+       due_at = CASE a.state WHEN 'pending' THEN now() END, outcome = NULL, attempts = CASE a.state WHEN 'pending' THEN 0 ELSE c.attempts END,
+       settled_at = CASE a.state WHEN 'pending' THEN NULL ELSE now() END
+  FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[]) AS a (id, kind, expected, state, progress)
+ WHERE c.id = a.id AND c.kind = a.kind AND c.state = a.expected
+RETURNING c.id;
+
+-- name: lock
+-- Rows that a message is about, locked until its transaction ends. Sorted: no deadlock.
+SELECT id, kind, state, epoch, attempts, payload, progress, created_at, settled_at, lease_ended_at, now() AS at
+  FROM claims WHERE id = ANY ($1::uuid[]) ORDER BY id FOR UPDATE;
+
+-- name: claim_due
+-- Due rows for this process: nobody waits for a row that another replica holds. PostgreSQL's clock judges.
+-- A leased row that is due was lost by its worker; a settled one is due because its outcome is not known to be published.
+WITH due AS (
+    SELECT id, state AS was, due_at AS was_due_at FROM claims
+     WHERE kind = $1 AND due_at <= now() ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+UPDATE claims c
+   SET state = CASE WHEN due.was IN ('pending', 'leased') THEN 'leased' ELSE due.was END,
+       epoch = CASE WHEN due.was IN ('pending', 'leased') THEN c.epoch + 1 ELSE c.epoch END,
+       attempts = CASE WHEN due.was IN ('pending', 'leased') THEN c.attempts + 1 ELSE c.attempts END,
+       lease_ended_at = CASE WHEN due.was = 'leased' THEN due.was_due_at ELSE c.lease_ended_at END,
+       due_at = now() + make_interval(secs => $3)
+  FROM due WHERE c.id = due.id
+RETURNING c.id, c.kind, due.was, c.epoch, c.attempts, c.tag, c.payload, c.progress, c.outcome, c.created_at,
+          now() AS claimed_at, c.lease_ended_at;
+
+-- name: next_due
+-- Seconds until the next row of a kind is due, by PostgreSQL's clock; NULL for none.
+SELECT extract(epoch FROM min(due_at) - now())::double precision FROM claims WHERE kind = $1 AND due_at IS NOT NULL;
+
+-- name: settle
+-- From the current epoch only (INV-F): a worker that was paused past its lease changes nothing. Only what is returned
+-- may be published. A settled row with an outcome stays due until it is marked published.
+UPDATE claims c
+   SET state = s.state,
+       due_at = CASE WHEN s.state = 'pending' THEN coalesce(s.due_at, now())
+                     WHEN s.outcome IS NOT NULL THEN now() + make_interval(secs => $7) END,
+       progress = s.progress, outcome = s.outcome, lease_ended_at = now(),
+       settled_at = CASE WHEN s.state = 'pending' THEN NULL ELSE now() END
+  FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::timestamptz[], $5::bytea[], $6::bytea[])
+       AS s (id, epoch, state, due_at, progress, outcome)
+ WHERE c.id = s.id AND c.epoch = s.epoch AND c.state = 'leased'
+RETURNING c.id;
+
+-- name: lock_leased
+-- Which settlements will count, decided before they are written, so that what rides with them can be left out.
+SELECT c.id FROM claims c JOIN unnest($1::uuid[], $2::integer[]) AS s (id, epoch) ON c.id = s.id
+ WHERE c.epoch = s.epoch AND c.state = 'leased' ORDER BY c.id FOR UPDATE OF c;
+
+-- name: mark_published
+-- The outcome is acknowledged; from the same epoch only, a later amendment has its own.
+UPDATE claims c SET due_at = NULL
+  FROM unnest($1::uuid[], $2::integer[]) AS p (id, epoch)
+ WHERE c.id = p.id AND c.epoch = p.epoch AND c.state IN ('done', 'failed', 'unknown');
+
+-- name: release
+-- A clean stop gives back what it did not begin: due at once, the attempt not counted. A row whose earlier lease was lost
+-- stays `leased`, so that whoever takes it still knows that a call may be out there.
+UPDATE claims c
+   SET state = CASE WHEN r.interrupted THEN 'leased' ELSE 'pending' END,
+       due_at = now(), attempts = greatest(c.attempts - 1, 0)
+  FROM unnest($1::uuid[], $2::integer[], $3::boolean[]) AS r (id, epoch, interrupted)
+ WHERE c.id = r.id AND c.epoch = r.epoch AND c.state = 'leased';
+
+-- name: counts
+-- How many rows of each kind are in each state, for metrics; `late_s` is how long the oldest due one has waited.
+SELECT kind, state, count(*) AS n, max(extract(epoch FROM now() - due_at)) FILTER (WHERE due_at <= now()) AS late_s
+  FROM claims WHERE due_at IS NOT NULL OR state = 'unknown' GROUP BY kind, state;
+
+-- name: expire
+-- Settled and published rows live for the horizon; an unknown one lives until somebody resolves it.
+DELETE FROM claims WHERE state IN ('done', 'failed') AND due_at IS NULL AND settled_at < now() - make_interval(days => $1);

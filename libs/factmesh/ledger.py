@@ -1,0 +1,261 @@
+"""The ledger: dedup, outbox, audit. The only place with SQL over the ledger's tables; `claims.sql` has the claims'.
+Nothing is decided here: rows go in and out, set-based, inside transactions that the loops open.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID
+
+from factmesh import ids
+from factmesh.ids import Root
+from factmesh.message import Delivery
+from factmesh.postgres import Connection, load_sql
+from factmesh.verdict import Seen
+
+SQL = load_sql(__file__, "ledger.sql")
+
+
+@dataclass(slots=True)
+class Row:
+    """What the ledger will hold of one message: who, what, when, why, caused by what, causing what (B10)."""
+
+    id: UUID
+    root: str | None
+    opening: int
+    disposition: str
+    delivery: Delivery
+    kind: str
+    body_hash: bytes | None = None
+    reason: str | None = None
+    detail: str | None = None
+    business_object_type: str | None = None
+    business_object_id: str | None = None
+    instance_id: UUID | None = None
+    correlation_id: str | None = None
+    cause_id: str | None = None
+    actor: str | None = None
+    note: bytes | None = None
+    emitted: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the ledger held of one id before this transaction."""
+
+    id: UUID
+    opening: int
+    disposition: str
+    coordinates: tuple[str, int, int]
+    body_hash: bytes | None
+    emitted: bytes | None
+
+    def seen(self, delivery: Delivery, body_hash: bytes) -> Seen:
+        """As `verdict.judge` takes it, for this delivery."""
+        here = (delivery.topic, delivery.partition, delivery.offset)
+        return Seen(
+            self.disposition,
+            self.opening,
+            self.coordinates == here,
+            self.body_hash is None or self.body_hash == body_hash,
+        )
+
+
+@dataclass(slots=True)
+class Known:
+    """The ids of a batch: which are fresh in this transaction, and what was recorded of the others."""
+
+    ids: dict[str, UUID]
+    fresh: set[UUID] = field(default_factory=set)
+    recorded: dict[UUID, Recorded] = field(default_factory=dict)
+
+
+def _columns(rows: Sequence[Row]) -> tuple[list[object], ...]:
+    return (
+        [r.id for r in rows],
+        [r.root for r in rows],
+        [r.opening for r in rows],
+        [r.disposition for r in rows],
+        [r.reason for r in rows],
+        [r.detail for r in rows],
+        [r.delivery.topic for r in rows],
+        [r.delivery.partition for r in rows],
+        [r.delivery.offset for r in rows],
+        [r.body_hash for r in rows],
+        [r.kind for r in rows],
+        [r.business_object_type for r in rows],
+        [r.business_object_id for r in rows],
+        [r.instance_id for r in rows],
+        [r.correlation_id for r in rows],
+        [r.cause_id for r in rows],
+        [r.actor for r in rows],
+        [r.note for r in rows],
+        [r.emitted for r in rows],
+    )
+
+
+def candidate_id(root: Root, now: datetime) -> UUID:
+    """The ledger id that a root gets if this is its first sight: its own, or one of this instant."""
+    return root.id or ids.entrance_id("root", root.text, int(now.timestamp() * 1000))
+
+
+async def enter_fresh(conn: Connection, roots: Mapping[str, UUID]) -> None:
+    """Fast path: record first sight of roots that are no ids of ours. A repeat raises a unique violation."""
+    if roots:
+        hashes = [UUID(bytes=ids.gate_hash(text)) for text in roots]
+        await conn.execute(SQL.gate_fresh, hashes, list(roots.values()))
+
+
+async def insert(conn: Connection, rows: Sequence[Row]) -> None:
+    """Fast path: whole rows. A repeat raises a unique violation."""
+    if rows:
+        await conn.execute(SQL.insert_rows, *_columns(rows))
+
+
+async def resolve(conn: Connection, roots: Iterable[Root], now: datetime) -> dict[str, UUID]:
+    """Slow path: the ledger id of each root by its text, entering those that the gate does not know yet."""
+    known: dict[str, UUID] = {}
+    strange: dict[UUID, Root] = {}
+    for root in roots:
+        own = root.id
+        if own is not None:
+            known[root.text] = own
+        else:
+            strange[UUID(bytes=ids.gate_hash(root.text))] = root
+    if strange:
+        await conn.execute(SQL.enter_gate, list(strange), [candidate_id(r, now) for r in strange.values()])
+        for row in await conn.fetch(SQL.read_gate, list(strange)):
+            known[strange[row["hash"]].text] = row["ledger_id"]
+    return known
+
+
+async def claim(conn: Connection, wanted: Mapping[UUID, Delivery], known: Known) -> None:
+    """Slow path: take the ids that are fresh, lock and read the others; adds both to `known`. Sorted by id."""
+    if not wanted:
+        return
+    order = sorted(wanted)
+    rows = await conn.fetch(
+        SQL.claim_rows,
+        order,
+        [wanted[i].topic for i in order],
+        [wanted[i].partition for i in order],
+        [wanted[i].offset for i in order],
+    )
+    fresh = {row["id"] for row in rows}
+    known.fresh |= fresh
+    there = [i for i in order if i not in fresh]
+    if there:
+        for row in await conn.fetch(SQL.read_rows, there):
+            known.recorded[row["id"]] = Recorded(
+                row["id"],
+                row["opening"],
+                row["disposition"],
+                (row["topic"], row["partition"], row["offset"]),
+                row["body_hash"],
+                row["emitted"],
+            )
+
+
+async def finish(conn: Connection, rows: Sequence[Row], *, forget: Sequence[UUID], seen: Mapping[UUID, int]) -> None:
+    """Slow path: write what became of the claimed and opened rows, let go of unused claims, count the repeats."""
+    if rows:
+        await conn.execute(SQL.finish_rows, *_columns(rows))
+    if forget:
+        await conn.execute(SQL.forget_rows, list(forget))
+    if seen:
+        order = sorted(seen)
+        await conn.execute(SQL.raise_seen, order, [seen[i] for i in order])
+
+
+async def mark(conn: Connection, root: str, disposition: str, reason: str, detail: str) -> int | None:
+    """Change the disposition of an earlier message's row; its opening, or None where the row is gone."""
+    own = Root(root).id
+    if own is None:
+        own = await conn.fetchval(SQL.mark_root, UUID(bytes=ids.gate_hash(root)))
+        if own is None:
+            return None
+    opening: int | None = await conn.fetchval(SQL.mark_row, own, disposition, reason, detail)
+    return opening
+
+
+# --- days ------------------------------------------------------------------------------------------------------------
+
+
+def partition_name(day: date) -> str:
+    """The table of a day."""
+    return f"ledger_{day:%Y%m%d}"
+
+
+class Days:
+    """Which days the ledger holds; makes those that a batch needs before its transaction begins."""
+
+    def __init__(self) -> None:
+        self._held: set[date] = set()
+
+    def missing(self, wanted: Iterable[UUID]) -> set[date]:
+        return {ids.day_of(i) for i in wanted} - self._held
+
+    async def ensure(self, conn: Connection, days: Iterable[date]) -> None:
+        for day in sorted(days):
+            low, high = ids.first_id_of(day), ids.first_id_of(day + timedelta(days=1))
+            await conn.execute(SQL.ensure_day, partition_name(day), low, high)
+            self._held.add(day)
+
+
+async def expire(conn: Connection, now: datetime, *, horizon_days: int, audit_days: int) -> list[str]:
+    """Retention (DESIGN section 8): the gate and emitted bytes after the horizon, whole days after the audit period.
+
+    Returns the partitions that were dropped. A day with a quarantined or unfinished row is kept.
+    """
+    await conn.execute(SQL.gate_expire, horizon_days)
+    await conn.execute(SQL.emitted_expire, ids.first_id_of((now - timedelta(days=horizon_days)).date()))
+    dropped = []
+    first_kept = partition_name((now - timedelta(days=audit_days)).date())
+    for row in await conn.fetch(SQL.days):
+        name = row["relname"]
+        if name >= first_kept:
+            break
+        day = datetime.strptime(name.removeprefix("ledger_"), "%Y%m%d").replace(tzinfo=UTC).date()
+        low, high = ids.first_id_of(day), ids.first_id_of(day + timedelta(days=1))
+        if await conn.fetchval(SQL.day_is_free, low, high):
+            await conn.execute(await conn.fetchval(SQL.drop_day_statement, name))
+            dropped.append(name)
+    return dropped
+
+
+# --- unclean stops ---------------------------------------------------------------------------------------------------
+
+
+class ProcessMark:
+    """Tells the next start whether this process stopped cleanly, by a row and an advisory lock of its connection."""
+
+    def __init__(self, conn: Connection, name: str) -> None:
+        self._conn = conn
+        self._name = name
+        self._key = int.from_bytes(os.urandom(7), "big")
+
+    async def enter(self) -> bool:
+        """Take the mark; True if another process of this schema died without leaving."""
+        await self._conn.fetch(SQL.lock_process, self._key)
+        async with self._conn.transaction():
+            dead = await self._conn.fetch(SQL.dead_processes)
+            await self._conn.execute(SQL.enter_process, self._key, self._name)
+        return bool(dead)
+
+    async def leave(self) -> None:
+        """A clean stop."""
+        await self._conn.execute(SQL.leave_process, self._key)
+
+
+async def mark_attempt(conn: Connection, delivery: Delivery) -> int:
+    """Count an attempt durably before the message is touched; how many there were, this one included."""
+    attempts: int = await conn.fetchval(SQL.mark_attempt, delivery.topic, delivery.partition, delivery.offset)
+    return attempts
+
+
+async def clear_attempt(conn: Connection, delivery: Delivery) -> None:
+    """The message is through."""
+    await conn.execute(SQL.clear_attempt, delivery.topic, delivery.partition, delivery.offset)
