@@ -99,11 +99,13 @@ class Project:
             audit_s=audit_s,
         )
 
-    def lint(self, expressions: Expressions | None = None) -> tuple[Finding, ...]:
-        """Lint every workflow of the project."""
+    def lint(self, expressions: Expressions | None = None, only: str | None = None) -> tuple[Finding, ...]:
+        """Lint every workflow of the project, or every version of the one that `only` names."""
         around = self.surroundings(expressions)
         findings: list[Finding] = []
         for (name, major), document in sorted(self.workflow_documents.items()):
+            if only not in (None, name):
+                continue
             workflow, found = lint_document(document, around)
             findings += found
             if workflow is not None:

@@ -8,9 +8,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from factmesh.document import Document, Json, Path
 from factmesh.errors import DefinitionError, ExpressionError
@@ -27,7 +27,6 @@ from factmesh.workflow.steps import (
     STEP_MODELS,
     CallStep,
     Case,
-    Data,
     ErrorBody,
     Id,
     Model,
@@ -104,8 +103,18 @@ class Schedule(Model):
     on: On
 
 
+def _map_or_expression(value: object) -> object:
+    if not isinstance(value, str | dict):
+        raise ValueError("is neither a map nor an expression; write {name: '${ fact.data.name }'}")
+    return value
+
+
 class Input(Model):
-    from_: str | Data = Field(alias="from", description="What the instance keeps of the fact that starts it.")
+    from_: Annotated[
+        Any,
+        BeforeValidator(_map_or_expression),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": True}]}),
+    ] = Field(alias="from", description="What the instance keeps of the fact that starts it: named fields.")
 
 
 class Sla(Model):

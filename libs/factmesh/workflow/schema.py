@@ -22,6 +22,9 @@ def workflow_schema() -> dict[str, Any]:
         part = model.model_json_schema(by_alias=True, ref_template=_REF)
         definitions.update(part.pop("$defs", {}))
         definitions[model.__name__] = part
+    # The models know a case by its `name`; in the file it is a key, so its place is filled in here.
+    cases = definitions["SwitchStep"]["properties"]["switch"]["items"]
+    cases["additionalProperties"] = {"$ref": _REF.format(model=Case.__name__)}
     schema["properties"]["do"] = {
         "title": "Do",
         "description": "The steps in order, one name each.",

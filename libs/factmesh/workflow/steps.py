@@ -149,7 +149,6 @@ class SwitchStep(Step):
                     "minProperties": 1,
                     "maxProperties": 1,
                     "propertyNames": {"pattern": ID},
-                    "additionalProperties": {"$ref": "#/$defs/Case"},
                 },
             }
         ),
