@@ -6,19 +6,22 @@ Subjects are record names (`factmesh.fact`, `order.delayed`), never topic names:
 
 from __future__ import annotations
 
-import asyncio
+import base64
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from factmesh import schema_files
 from factmesh.avro import SCHEMA_BYTES_MAX, Schema, parse
 from factmesh.clock import Clock, SystemClock
-from factmesh.errors import SchemaError, SettingsError, TransientError
+from factmesh.errors import FactmeshError, SchemaError, SettingsError, TransientError
 
 TIMEOUT_S: Final = 5.0
+ANSWER_BYTES_MAX: Final = 2 * SCHEMA_BYTES_MAX
+CONNECTIONS_MAX: Final = 4
 TRIES_MAX: Final = 4
 BACKOFF_S: Final = 0.1
 UNKNOWN_S: Final = 10.0
@@ -179,10 +182,13 @@ class HttpRegistry:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SettingsError("the registry's address is not an http(s) URL", hint="e.g. http://registry:8081")
         if auth is None and parts.username:
-            auth = (parts.username, parts.password or "")
+            auth = (unquote(parts.username), unquote(parts.password or ""))
         netloc = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
         self._url = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
-        self._auth = auth
+        self._headers: dict[str, str] = {}
+        if auth is not None:
+            pair = base64.b64encode(f"{auth[0]}:{auth[1]}".encode()).decode()
+            self._headers["Authorization"] = f"Basic {pair}"
         self._timeout_s = timeout_s
         self._clock: Clock = clock or SystemClock()
         self._client: Any = None
@@ -276,7 +282,7 @@ class HttpRegistry:
 
     async def close(self) -> None:
         if self._client is not None:
-            await self._client.aclose()
+            await self._client.close()
             self._client = None
 
     async def __aenter__(self) -> Self:
@@ -338,30 +344,34 @@ class HttpRegistry:
         """The JSON answer, or None where the server says that there is no such thing. Raises SchemaError for a
         refusal (409, 422) and TransientError for everything that waiting or an operator can heal.
         """
-        client, failures = self._open()
+        client, request_of, failures = self._open()
+        headers = {"Accept": "application/vnd.schemaregistry.v1+json, application/json", **self._headers}
+        raw = None if body is None else json.dumps(body).encode()
+        if raw is not None:
+            headers["Content-Type"] = "application/vnd.schemaregistry.v1+json"
+        request = request_of(method, self._url + path, headers, (), raw)
         trouble = ""
         for attempt in range(TRIES_MAX):
             if attempt:
                 await self._clock.sleep(BACKOFF_S * 2.0 ** (attempt - 1))
             try:
-                response = await client.request(method, self._url + path, json=body)
+                response = await client.send(request, timeout_s=self._timeout_s, response_bytes_max=ANSWER_BYTES_MAX)
             except failures as error:
-                trouble = f"{type(error).__name__} {error}".rstrip()
+                trouble = error.message
                 continue
-            if response.status_code == 429 or response.status_code >= 500:
-                trouble = f"it answered {response.status_code}"
+            if response.status == 429 or response.status >= 500:
+                trouble = f"it answered {response.status}"
                 continue
-            return self._judge(response, method, path)
+            return self._judge(response.status, response.body, method, path)
         raise TransientError(
             f"the schema registry cannot be reached: {trouble}",
             where=self._url,
             hint="waiting; check that it runs and that the address is right",
         )
 
-    def _judge(self, response: Any, method: str, path: str) -> Any:
-        status = int(response.status_code)
+    def _judge(self, status: int, body: bytes, method: str, path: str) -> Any:
         try:
-            answer = response.json() if len(response.content) <= 2 * SCHEMA_BYTES_MAX else None
+            answer = json.loads(body)
         except ValueError:
             answer = None
         code = answer.get("error_code") if isinstance(answer, dict) else None
@@ -380,20 +390,16 @@ class HttpRegistry:
             hint="check the address and the credentials",
         )
 
-    def _open(self) -> tuple[Any, tuple[type[Exception], ...]]:
+    def _open(self) -> tuple[Any, Any, tuple[type[FactmeshError], ...]]:
+        """The client, made at the first question: it belongs to the running event loop."""
         try:
-            import httpx2
+            from factmesh import http_client
         except ImportError as error:
-            raise SettingsError(
-                "a registry over HTTP needs the package httpx2", hint="pip install 'factmesh[cli]' or httpx2"
-            ) from error
+            raise SettingsError("a registry over HTTP needs the package httpx2", hint="pip install httpx2") from error
         if self._client is None:
-            self._client = httpx2.AsyncClient(
-                timeout=self._timeout_s,
-                auth=self._auth,
-                headers={"Accept": "application/vnd.schemaregistry.v1+json, application/json"},
-            )
-        return self._client, (httpx2.TransportError, asyncio.TimeoutError)
+            self._client = http_client.HttpClient(connections_max=CONNECTIONS_MAX)
+        # Every question may be repeated: registering is idempotent, and a lost answer is asked for again.
+        return self._client, http_client.Request, (http_client.NotSentError, http_client.AmbiguousError)
 
 
 def open_registry(
