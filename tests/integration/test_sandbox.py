@@ -8,11 +8,13 @@ import os
 import shutil
 import signal
 import smtplib
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import EmailMessage
@@ -529,6 +531,20 @@ async def test_it_serves_a_thousand_calls_a_second(directory: Path) -> None:
         assert len(log.effects("ledger")) == 2000
     assert stop(running) == 0
     assert spent < 2.0, f"2,000 calls cost {spent:.2f} s of CPU: less than 1,000 calls/s on one core"
+
+
+async def test_a_log_that_cannot_be_written_means_that_nothing_was_done(directory: Path) -> None:
+    """G5: no answer without its row: while the log is locked away the caller gets 503, and no effect exists."""
+    running = start(directory)
+    async with httpx2.AsyncClient(base_url=running.said["http"], timeout=10) as client:
+        with closing(sqlite3.connect(running.log_path, isolation_level=None)) as thief:
+            thief.execute("BEGIN IMMEDIATE")
+            refused = await client.post("/ledger/entries", json={"ref": "locked"})
+        assert (refused.status_code, "nothing was done" in refused.json()["detail"]) == (503, True)
+        assert (await client.post("/ledger/entries", json={"ref": "locked"})).status_code == 201
+    with running.log() as log:
+        assert len(log.effects("ledger", subject="locked")) == 1
+    assert stop(running) == 0
 
 
 def test_it_says_why_it_does_not_start(directory: Path) -> None:

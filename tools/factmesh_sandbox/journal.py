@@ -22,6 +22,8 @@ Row = tuple[str, Mapping[str, Any]]
 
 #: Attempt counters kept in memory; older ones are counted again from the log.
 COUNTERS_MAX = 200_000
+#: We are the only writer; somebody else's lock on the file is an error soon, while callers still wait for an answer.
+BUSY_S = 1
 #: A look-up that matches more is answered with the first ones.
 FOUND_MAX = 100
 
@@ -59,7 +61,7 @@ class Journal:
         self._pending: list[tuple[tuple[Row, ...], asyncio.Future[None]]] = []
         self._attempts: OrderedDict[tuple[str, str, str, int], int] = OrderedDict()
         try:
-            self._connection = sqlite3.connect(path, isolation_level=None, timeout=10)
+            self._connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S)
             self._connection.executescript(self._sql["pragmas"])
             self._connection.executescript(self._sql["schema"])
             self._index(file)
@@ -116,7 +118,7 @@ class Journal:
         if before is None:
             (before,) = self._connection.execute(
                 self._sql["count_attempts"],
-                {"system": system, "operation": operation, "subject": subject, "since_seq": since_seq},
+                {"system": system, "operation": operation, "subject": subject or None, "since_seq": since_seq},
             ).fetchone()
         self._attempts[key] = before + 1
         if len(self._attempts) > COUNTERS_MAX:

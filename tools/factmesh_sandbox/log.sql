@@ -139,7 +139,7 @@ SELECT system, since_seq, rules FROM faults;
 
 -- name: count_attempts
 -- How often a subject has tried an operation since its rules were set.
-SELECT count(*) FROM calls WHERE system = :system AND subject = :subject AND operation = :operation AND seq > :since_seq;
+SELECT count(*) FROM calls WHERE system = :system AND subject IS :subject AND operation = :operation AND seq > :since_seq;
 
 -- name: find_effects
 -- The effects with a value in a findable field, oldest first, at most :count_max.

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from factmesh_sandbox.template import check_path, check_template
+from factmesh_sandbox.webhooks import secret_key
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 FieldType = Literal["string", "number", "integer", "boolean", "object", "array", "any"]
@@ -206,6 +207,7 @@ class Webhook(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Webhook:
+        secret_key(self.secret)
         check_rules(self.faults, frozenset({"receive"}), HTTP_FAULTS)
         return self
 

@@ -130,7 +130,7 @@ class Systems:
         subject = resolve(operation.subject, scope) if operation.subject else None
         if subject is None and operation.lookup:
             subject = resolve(operation.lookup.value, scope)
-        return Matched(system, operation, scope, None if subject is None else str(subject))
+        return Matched(system, operation, scope, None if subject is None else str(subject) or None)
 
     def recorded(self, matched: Matched, request: Request, *, now_epoch_s: float) -> Answer | None:
         """The answer that is due to the idempotency key alone, or None when the work is to be done."""

@@ -14,7 +14,7 @@ from hashlib import sha256
 def sign(secret: str, webhook_id: str, timestamp: int, body: bytes) -> str:
     """The `webhook-signature` value (`v1,BASE64`) of a delivery."""
     signed = f"{webhook_id}.{timestamp}.".encode() + body
-    return "v1," + base64.b64encode(hmac.new(_key(secret), signed, sha256).digest()).decode()
+    return "v1," + base64.b64encode(hmac.new(secret_key(secret), signed, sha256).digest()).decode()
 
 
 def refusal(
@@ -35,7 +35,8 @@ def refusal(
     return None
 
 
-def _key(secret: str) -> bytes:
+def secret_key(secret: str) -> bytes:
+    """The signing key of a secret `whsec_BASE64`; ValueError when it is none."""
     text = secret.removeprefix("whsec_")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_" if set("-_") & set(text) else None)
