@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
-import asyncpg  # noqa: TID251  this is the gateway
+import asyncpg
 import structlog
 
 from factmesh.errors import ErrorClass, FactmeshError, SettingsError
