@@ -87,6 +87,9 @@ webhooks:
 """
 
 
+STARTED: dict[Path, list[subprocess.Popen[bytes]]] = {}
+
+
 @dataclass
 class Sandbox:
     process: subprocess.Popen[bytes]
@@ -108,6 +111,7 @@ def start(directory: Path, text: str = FILE) -> Sandbox:
     command = [sys.executable, "-m", "factmesh_sandbox", "--config", str(directory / "sandbox.yaml")]
     command += ["--log", str(directory / "log.sqlite"), "--announce", str(announce)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    STARTED.setdefault(directory, []).append(process)
     deadline = time.monotonic() + 20
     while not announce.exists():
         assert process.poll() is None, "the sandbox ended at start"
@@ -128,6 +132,10 @@ def stop(sandbox: Sandbox) -> int:
 def directory() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="fm-", dir="/tmp"))
     yield path
+    for process in STARTED.pop(path, []):
+        # A test that failed half-way must not leave its server behind.
+        process.kill()
+        process.wait(10)
     shutil.rmtree(path)
 
 
