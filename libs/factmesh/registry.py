@@ -24,6 +24,7 @@ ANSWER_BYTES_MAX: Final = 2 * SCHEMA_BYTES_MAX
 CONNECTIONS_MAX: Final = 4
 TRIES_MAX: Final = 4
 BACKOFF_S: Final = 0.1
+REGISTER_TRIES_MAX: Final = 6
 UNKNOWN_S: Final = 10.0
 """How long an id that the server did not know is not asked for again: a flood of poison must not become its load."""
 UNKNOWN_MAX: Final = 1_000
@@ -240,45 +241,51 @@ class HttpRegistry:
         )
 
     async def register(self, schema: Schema) -> Schema:
-        """Idempotent, and safe against another that does the same at the same time: the import mode is shared."""
-        subject = f"/subjects/{quote(schema.subject, safe='')}/versions"
-        mode = f"/mode/{quote(schema.subject, safe='')}"
-        refusal = ""
-        for attempt in range(TRIES_MAX):
+        """Idempotent, and safe against another that does the same at the same time in the one import mode."""
+        refusal: SchemaError | None = None
+        for attempt in range(REGISTER_TRIES_MAX):
+            if attempt:
+                await self._clock.sleep(BACKOFF_S * attempt)
             try:
                 return await self.find(schema)
             except SchemaError:
-                await self._clock.sleep(BACKOFF_S * attempt)
-            body: dict[str, Any] = {"schema": schema.text}
+                pass
             try:
-                if schema.id:
-                    await self._ask("PUT", f"{mode}?force=true", {"mode": "IMPORT"})
-                    await self._ask("POST", subject, body | {"id": schema.id, "version": schema.version or 1})
-                else:
-                    await self._ask("POST", subject, body)
+                await self._post(schema)
+                refusal = None
             except SchemaError as error:
-                refusal = error.message
-            finally:
-                if schema.id:
-                    await self._end_import(mode)
-            if refusal and schema.id and "mode" in refusal.lower():
-                # No import mode here (or another registrar ended it): next time round by itself, or without our id.
-                if attempt == TRIES_MAX - 2:
-                    schema = schema.registered(subject=schema.subject, version=schema.version, id=0)
-            elif refusal:
-                break
+                # Refused for good, or because another registrar just ended the import mode that we share: the next
+                # round finds what that one registered, or tries again.
+                refusal = error
+        if refusal is None:
+            return await self.find(schema)
         raise SchemaError(
-            f"{schema.label} was refused: {refusal}",
+            f"{schema.label} was refused: {refusal.message}",
             where=self._url,
-            hint="run `factmesh schema check`, compare the ids",
+            hint="run `factmesh schema check`, and compare the ids",
         )
 
-    async def _end_import(self, mode: str) -> None:
-        """Back to the registry's own mode; a server that knows no modes has none to go back from."""
+    async def _post(self, schema: Schema) -> None:
+        """One registration, with our id where the server lets us into its import mode, else with the server's."""
+        versions = f"/subjects/{quote(schema.subject, safe='')}/versions"
+        mode = f"/mode/{quote(schema.subject, safe='')}"
+        if not schema.id or not await self._begin_import(mode):
+            await self._ask("POST", versions, {"schema": schema.text})
+            return
         try:
+            await self._ask(
+                "POST", versions, {"schema": schema.text, "id": schema.id, "version": max(schema.version, 1)}
+            )
+        finally:
+            # Back to the mode of the whole registry: a client's ordinary registrations are judged again.
             await self._ask("DELETE", mode)
-        except SchemaError:
-            await self._ask("PUT", mode, {"mode": "READWRITE"})
+
+    async def _begin_import(self, mode: str) -> bool:
+        try:
+            await self._ask("PUT", f"{mode}?force=true", {"mode": "IMPORT"})
+        except (SchemaError, TransientError):
+            return False  # no modes here, or none for us; if the server is down, the next question says so
+        return True
 
     async def close(self) -> None:
         if self._client is not None:
@@ -371,13 +378,13 @@ class HttpRegistry:
 
     def _judge(self, status: int, body: bytes, method: str, path: str) -> Any:
         try:
-            answer = json.loads(body)
+            answer, is_json = json.loads(body), True
         except ValueError:
-            answer = None
+            answer, is_json = None, False
         code = answer.get("error_code") if isinstance(answer, dict) else None
         if status == 404 and code in _NONE_SUCH:
             return None
-        if 200 <= status < 300 and answer is not None:
+        if 200 <= status < 300 and is_json:
             return answer
         if status in (409, 422):
             said = answer.get("message") if isinstance(answer, dict) else ""
