@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from factmesh.errors import Reason
+from factmesh.errors import OnBehalf, Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,7 @@ class Schedule:
 
     Attributes:
         kind: which claim loop works on it.
-        id: the row's id; a row that exists already is left as it is, and the message dies of the conflict unless
-            `payload` is the same.
+        id: the row's id; a row that exists already is left as it is, unless it ended `failed`: then it starts over.
         due_at: when it may be claimed; ignored when `start_now`.
         payload: what to do, opaque to the loop.
         start_now: insert it already claimed by this process, which begins right after the commit.
@@ -89,7 +88,8 @@ class Discard:
 class MarkLedger:
     """Change the disposition of an earlier ledger row: a kept fact that went stale, a discarded command.
 
-    `original` is the kept delivery (`message.pack_delivery`) that goes to the DLQ when `disposition` is `dead`.
+    `original` is the kept delivery (`message.pack_delivery`) that goes to the DLQ when `disposition` is `dead`, filed
+    to the quarantine record that `on_behalf` names, where it is not its own.
     """
 
     root: str
@@ -97,6 +97,7 @@ class MarkLedger:
     reason: Reason
     detail: str
     original: bytes | None = None
+    on_behalf: OnBehalf | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ No handling lives here, and nothing catches `Exception` to decide: what is not a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -38,6 +39,15 @@ class Reason(StrEnum):
     BUG = "bug"
 
 
+@dataclass(frozen=True, slots=True)
+class OnBehalf:
+    """A message that dies for another: the quarantine record that its death belongs to (DESIGN section 9)."""
+
+    root: str
+    opening: int
+    group: str
+
+
 class FactmeshError(Exception):
     """The root. `str()` says what happened, to which thing, and what to do next.
 
@@ -46,6 +56,7 @@ class FactmeshError(Exception):
         reason: what the DLQ record says when a message dies of it.
         where: the thing it happened to (a message's coordinates, a file and line, a field), or "".
         hint: what to do next, or "".
+        on_behalf: the quarantine record that the death is filed to, where it is not the message's own.
     """
 
     error_class: ErrorClass = ErrorClass.BUG
@@ -59,10 +70,12 @@ class FactmeshError(Exception):
         hint: str = "",
         error_class: ErrorClass | None = None,
         reason: Reason | None = None,
+        on_behalf: OnBehalf | None = None,
     ) -> None:
         self.message = message
         self.where = where
         self.hint = hint
+        self.on_behalf = on_behalf
         if error_class is not None:
             self.error_class = error_class
         if reason is not None:

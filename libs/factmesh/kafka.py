@@ -164,7 +164,7 @@ class _Wave:
 
 
 class Publisher:
-    """An idempotent producer (KIP-98), acks from all. `publish` returns when everything is acknowledged; it never drops.
+    """An idempotent producer (KIP-98), acks from all. `publish` returns when all is acknowledged; it never drops.
 
     A failed publish is tried again until it works: what waits behind it (an offset, a settlement) waits too.
     """
@@ -210,7 +210,7 @@ class Publisher:
                 raise BrokerError(f"not published: {first.str()}", hint="try again when the broker answers")
             log.error(
                 "kafka.publish_failed",
-                message=f"{len(wave.failed)} messages were not acknowledged and are published again; nothing is dropped",
+                message=f"{len(wave.failed)} messages were not acknowledged and are published again",
                 error=first.str(),
                 topic=wave.failed[0][0].topic,
             )
@@ -326,7 +326,7 @@ class Subscription:
 
         def work() -> None:
             self._consumer = Consumer(self._config)
-            self._consumer.subscribe(list(self.topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+            self._subscribe()
 
         await self._on_thread(work)
 
@@ -335,9 +335,13 @@ class Subscription:
         self.topics = tuple(topics)
 
         def work() -> None:
-            self._the().subscribe(list(topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+            self._subscribe()
 
         await self._on_thread(work)
+
+    def _subscribe(self) -> None:
+        on = {"on_assign": self._assigned, "on_revoke": self._revoked, "on_lost": self._lost}
+        self._the().subscribe(list(self.topics), **on)
 
     def _the(self) -> Consumer:
         assert self._consumer is not None, "start() was not awaited"
@@ -404,7 +408,7 @@ class Subscription:
             # Not on the owned thread: that one may be waiting, inside a revocation, for this very commit.
             await asyncio.to_thread(work)
         except (KafkaException, RuntimeError) as error:
-            log.warning("kafka.commit", group=self.group, error=str(error), message="not committed; the messages come again")
+            log.warning("kafka.commit", group=self.group, error=str(error), message="the messages come again")
 
     async def rewind(self, offsets: Mapping[Coordinates, int]) -> None:
         """Read again from these offsets."""

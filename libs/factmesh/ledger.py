@@ -226,6 +226,11 @@ async def expire(conn: Connection, now: datetime, *, horizon_days: int, audit_da
     return dropped
 
 
+async def alive(conn: Connection) -> None:
+    """Return when the database serves."""
+    await conn.execute(SQL.alive)
+
+
 # --- unclean stops ---------------------------------------------------------------------------------------------------
 
 

@@ -123,3 +123,7 @@ SELECT NOT EXISTS (SELECT 1 FROM ledger WHERE id >= $1 AND id < $2 AND dispositi
 -- name: drop_day_statement
 -- The statement that drops one day whole, quoted by PostgreSQL itself.
 SELECT format('DROP TABLE IF EXISTS %I', $1::text);
+
+-- name: alive
+-- Whether the database serves.
+SELECT 1;

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from factmesh.errors import DecodeError
-from factmesh.ids import Root, instant_ms_of
+from factmesh.ids import Root
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -54,7 +54,8 @@ class Delivery:
     def opening(self) -> int:
         """The number of the replay that this is; 0 is the message itself."""
         raw = self.header(H_OPENING)
-        return int(raw) if raw is not None and raw.isdigit() else 0
+        # ASCII and short: int() raises on "²", which is a digit, and on more than 4,300 of them.
+        return int(raw) if raw is not None and raw.isascii() and raw.isdigit() and len(raw) <= 9 else 0
 
     @property
     def root_override(self) -> Root | None:
@@ -86,6 +87,8 @@ class Message:
     hash: bytes
     instant_ms: int
     writer_schema_id: int | None = None
+    own: Root | None = None
+    """A stranger's own identity, where a replay's `root` is another one; services' own records leave it None."""
 
     def __getitem__(self, name: str) -> Any:
         return self.record[name]
@@ -113,19 +116,6 @@ class Emission:
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Emitted:
-    """What one message emits, in order, and where it came from (`publish in offset order`)."""
-
-    order: tuple[str, int, int]
-    emissions: tuple[Emission, ...] = field(default=())
-
-
-def own_instant_ms(id_: UUID) -> int:
-    """The instant of the root cause that one of our ids carries."""
-    return instant_ms_of(id_)
 
 
 def _put(out: bytearray, raw: bytes | None) -> None:
@@ -216,3 +206,8 @@ def to_ms(instant: datetime) -> int:
 def from_ms(ms: int) -> datetime:
     """The aware UTC datetime of Unix milliseconds."""
     return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def rfc3339(ms: int) -> str:
+    """Unix milliseconds as RFC 3339 text in UTC."""
+    return from_ms(ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -31,7 +31,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("factmesh_batch_messages", "sizes", "Messages in one transaction", ("handler",)),
     Metric("factmesh_batch_seconds", "durations", "From decoding to commit of one batch", ("handler",)),
     Metric("factmesh_publish_seconds", "durations", "From commit to all acknowledgements of one batch", ("handler",)),
-    Metric("factmesh_batch_retries_total", "counter", "Batches that were rolled back and tried again", ("handler", "why")),
+    Metric("factmesh_batch_retries_total", "counter", "Batches rolled back and tried again", ("handler", "why")),
     Metric("factmesh_consumer_lag", "gauge", "Messages not yet handled, by partition", ("topic", "partition")),
     Metric("factmesh_partitions_halted", "gauge", "Partitions stopped because too much died", ("handler",)),
     Metric("factmesh_claims", "gauge", "Rows that wait, are worked on, or are unknown", ("kind", "state")),

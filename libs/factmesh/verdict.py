@@ -1,4 +1,4 @@
-"""Judges a delivery by what the ledger holds of its root and of its own id: handle it, a repeat, a conflict, or refused.
+"""Judges a delivery by what the ledger holds of its root and of its own id: handle, repeat, conflict, or refuse.
 Pure and total: the table of DESIGN section 9, "Openings", and nothing else.
 """
 

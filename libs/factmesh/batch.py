@@ -1,0 +1,524 @@
+"""One batch in one transaction: dedup, lock, decide, save, record, and the bytes to publish afterwards.
+No polling, publishing or offsets here (`batch_loop`), no service's state, no SQL but through `ledger` and `claims`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+import structlog
+
+from factmesh import claims, dlq, ids, ledger, topics
+from factmesh.effects import Amend, Discard, Effect, MarkLedger, Note, Publish, Schedule, Unschedule
+from factmesh.emitting import Cause, Emitter, parked, released
+from factmesh.errors import ConflictError, FactmeshError, OnBehalf, Reason, StaleError, ValidationError, reason_of
+from factmesh.ids import Root
+from factmesh.message import Delivery, Emission, Message, pack, unpack, unpack_delivery
+from factmesh.postgres import Connection
+from factmesh.telemetry import Hop, messaging
+from factmesh.verdict import Verdict, judge
+
+S = TypeVar("S")
+log = structlog.get_logger("factmesh.batch")
+
+FUTURE_DAYS_MAX = 1
+"""An id whose day lies further ahead than this was not made by a clock of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[S]):
+    """What a batch did to one object: the state that was loaded, the state to save, and the messages that led there."""
+
+    key: str
+    before: S | None
+    after: S
+    steps: Sequence[tuple[Message, Sequence[Effect]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """A delivery that died in this transaction; `message` is None where it could not be decoded."""
+
+    delivery: Delivery
+    message: Message | None
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class Handler(Generic[S]):
+    """What a service does with some topics.
+
+    `load` must lock what it loads: safety comes from the row lock on the business object, not from the partition.
+    `decide` is pure; a `FactmeshError` from it kills its message only. `dead` is told, inside the transaction, of
+    what died. `dead_letters` False makes a handler whose dead messages block instead (there is no DLQ of a DLQ).
+    """
+
+    topics: Callable[[], Sequence[str]]
+    decode: Callable[[Delivery], Message]
+    load: Callable[[Connection, Sequence[Message], datetime], Awaitable[Mapping[str, S]]]
+    key: Callable[[Message], str]
+    decide: Callable[[S, Message, datetime], tuple[S, Sequence[Effect]]]
+    save: Callable[[Connection, Sequence[Change[S]]], Awaitable[None]]
+    initial: Callable[[Message], S]
+    name: str = ""
+    identify: Callable[[Delivery], Root | None] = lambda _delivery: None
+    dead: Callable[[Connection, Sequence[Dead]], Awaitable[None]] | None = None
+    schema_id: Callable[[Delivery], int | None] = lambda _delivery: None
+
+
+@dataclass(slots=True)
+class Item:
+    """One delivery on its way through a batch."""
+
+    delivery: Delivery
+    message: Message | None
+    error: BaseException | None
+    root: Root
+    own: Root
+    opening: int
+    hash: bytes
+    attempts: int = 1
+    verdict: Verdict = Verdict.HANDLE
+    beside: bool = False
+    ledger_id: UUID | None = None
+    disposition: str = "done"
+    detail: str | None = None
+    note: Mapping[str, Any] | None = None
+    emissions: list[Emission] = field(default_factory=list)
+    hop: Hop | None = None
+
+    @property
+    def simple(self) -> bool:
+        """Whether the fast path may try it: an undisturbed first sight."""
+        return self.opening == 0 and self.error is None and not self.beside
+
+    @property
+    def order(self) -> tuple[str, int, int]:
+        return (self.delivery.topic, self.delivery.partition, self.delivery.offset)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a committed batch leaves to do: bytes to publish in offset order, rows to start, timers to wake for."""
+
+    emissions: list[Emission]
+    started: list[claims.Claimed]
+    scheduled: Mapping[str, datetime]
+    items: Sequence[Item]
+
+
+class SplitBatch(Exception):
+    """These deliveries cannot be judged together; the loop halves the batch."""
+
+
+@dataclass(frozen=True)
+class Runner(Generic[S]):
+    """Everything that handling one batch of one handler needs."""
+
+    service: str
+    group: str
+    version: str
+    handler: Handler[S]
+    emitter: Emitter
+    audit_days: int
+    reserve: Callable[[str, int], int]
+    lease_s: Callable[[str], float]
+
+    # --- before the transaction --------------------------------------------------------------------------------------
+
+    def item(self, delivery: Delivery, now: datetime, error: BaseException | None = None) -> Item:
+        """Decode one delivery; what cannot be decoded becomes poison, gated by its coordinates or its outer id."""
+        message: Message | None = None
+        if error is None:
+            try:
+                message = self.handler.decode(delivery)
+                self._plausible(message, now)
+            except FactmeshError as failure:
+                error = failure
+            except Exception as bug:
+                error = bug
+        opening = delivery.opening
+        coordinates = Root.coordinates(delivery.topic, delivery.partition, delivery.offset)
+        if message is not None and isinstance(error, StaleError | ValidationError):
+            # Its own day cannot hold it: the row lies under the coordinates, in the day of the delivery.
+            return Item(delivery, message, error, coordinates, coordinates, opening, message.hash, beside=True)
+        if message is None:
+            own = self.handler.identify(delivery) or coordinates
+            raw = ids.body_hash(delivery.value or b"")
+            return Item(delivery, None, error, delivery.root_override or own, own, opening, raw)
+        own = Root.own(message.id) if message.id is not None else message.own or message.root
+        return Item(delivery, message, error, message.root, own, opening, message.hash)
+
+    def _plausible(self, message: Message, now: datetime) -> None:
+        for id_ in filter(None, (message.root.id, message.id)):
+            day, today = ids.day_of(id_), now.date()
+            if day > today + timedelta(days=FUTURE_DAYS_MAX):
+                raise ValidationError(
+                    f"id {id_} lies in the future, {day}", where=message.where, hint="check the sender's clock"
+                )
+            if day < today - timedelta(days=self.audit_days):
+                raise StaleError(
+                    f"id {id_} is of {day}, a day that the ledger no longer holds",
+                    where=message.where,
+                    hint=f"the audit period is {self.audit_days} days; start a new instance instead",
+                )
+
+    def days(self, items: Sequence[Item], now: datetime) -> set[UUID]:
+        """Ids in every day that this batch may write to."""
+        wanted = {ids.entrance_id("day", "", int(now.timestamp() * 1000))}
+        for item in items:
+            wanted |= {i for i in (item.root.id, item.own.id) if i is not None}
+        return wanted
+
+    # --- the transaction ---------------------------------------------------------------------------------------------
+
+    def may_be_fast(self, items: Sequence[Item]) -> bool:
+        return all(i.simple for i in items) and len({i.root.text for i in items}) == len(items)
+
+    async def fast(self, conn: Connection, items: Sequence[Item], now: datetime) -> Outcome:
+        """All are taken for fresh; an id that is there raises a unique violation, and nothing of the batch stays."""
+        strange: dict[str, UUID] = {}
+        for item in items:
+            item.ledger_id = ledger.candidate_id(item.root, now)
+            if item.root.id is None:
+                strange[item.root.text] = item.ledger_id
+        await ledger.enter_fresh(conn, strange)
+        outcome = await self._handle(conn, items, now)
+        await ledger.insert(conn, [self._row(i) for i in items])
+        return outcome
+
+    async def slow(self, conn: Connection, items: Sequence[Item], now: datetime) -> Outcome:
+        """Claim first, then judge, then handle what is to be handled: repeats, openings, poison and conflicts."""
+        known = await self._claim(conn, items, now)
+        repeats: dict[UUID, int] = {}
+        told: dict[str, Item] = {}
+        for item in items:
+            self._judge(item, known, told, repeats)
+        await self._file_beside(conn, [i for i in items if i.beside], known, repeats, now)
+        live = [i for i in items if i.verdict not in (Verdict.REPEAT, Verdict.REPUBLISH)]
+        outcome = await self._handle(conn, live, now)
+        rows, forget = [self._row(i) for i in live], []
+        for item in live:
+            own_id = known.ids.get(item.own.text)
+            if own_id is None or own_id == item.ledger_id or item.beside:
+                continue
+            if item.disposition == "dead" or item.verdict is not Verdict.HANDLE:
+                forget.append(own_id)
+            else:
+                before = known.recorded.get(own_id)
+                opening = before.opening if before is not None else 0
+                rows.append(replace(self._row(item), id=own_id, root=_text(item.own), emitted=None, opening=opening))
+        used = {r.id for r in rows}
+        forget += [i for i in known.fresh if i not in used]
+        await ledger.finish(conn, rows, forget=forget, seen=repeats)
+        outcome.items = items
+        outcome.emissions = [e for i in sorted(items, key=lambda i: i.order) for e in i.emissions]
+        return outcome
+
+    async def _claim(self, conn: Connection, items: Sequence[Item], now: datetime) -> ledger.Known:
+        roots = {r.text: r for i in items for r in (i.root, i.own) if not i.beside}
+        known = ledger.Known(await ledger.resolve(conn, roots.values(), now))
+        wanted: dict[UUID, Delivery] = {}
+        for item in items:
+            if not item.beside:
+                for root in (item.root, item.own):
+                    wanted.setdefault(known.ids[root.text], item.delivery)
+        await ledger.claim(conn, wanted, known)
+        return known
+
+    def _judge(self, item: Item, known: ledger.Known, told: dict[str, Item], repeats: dict[UUID, int]) -> None:
+        if item.beside:
+            return
+        root_id, own_id = known.ids[item.root.text], known.ids[item.own.text]
+        item.ledger_id = root_id
+        first = told.get(item.root.text) or told.get(item.own.text)
+        if first is not None:
+            # Folded inside the batch: only the plain repeat; anything subtler is judged in a batch of its own.
+            if first.opening != item.opening or first.own.text != item.own.text:
+                raise SplitBatch
+            item.verdict = Verdict.REPEAT if first.hash == item.hash else Verdict.CONFLICT
+            if item.verdict is Verdict.CONFLICT and item.opening > 0:
+                raise SplitBatch
+        else:
+            root_row, own_row = known.recorded.get(root_id), known.recorded.get(own_id)
+            seen = [r.seen(item.delivery, item.hash) if r is not None else None for r in (root_row, own_row)]
+            item.verdict = judge(item.opening, seen[0], seen[1])
+            if item.verdict is Verdict.REPUBLISH and root_row is not None:
+                item.emissions = list(unpack(root_row.emitted))
+        if item.verdict in (Verdict.REPEAT, Verdict.REPUBLISH):
+            repeats[root_id] = repeats.get(root_id, 0) + 1
+        elif item.verdict is Verdict.HANDLE:
+            told[item.root.text] = told[item.own.text] = item
+        elif item.verdict is Verdict.CONFLICT:
+            item.error = ConflictError(
+                "the same id came with another body",
+                where=item.message.where if item.message else item.delivery.where,
+                hint="correct and replay it, or discard it; the first body stays in force",
+            )
+            item.beside = True
+        else:
+            item.error = ConflictError(
+                f"opening {item.opening} came for a message that is done already",
+                where=item.message.where if item.message else item.delivery.where,
+                hint="nothing is missing: discard the record",
+            )
+            item.beside = item.verdict is Verdict.REFUSE_BESIDE
+
+    async def _file_beside(
+        self,
+        conn: Connection,
+        items: Sequence[Item],
+        known: ledger.Known,
+        repeats: dict[UUID, int],
+        now: datetime,
+    ) -> None:
+        """Rows under coordinates, for what may not touch the row of its root. A redelivery finds its row there."""
+        if not items:
+            return
+        here = {Root.coordinates(*i.order).text: i for i in items}
+        found = ledger.Known(await ledger.resolve(conn, [Root(t) for t in here], now))
+        await ledger.claim(conn, {found.ids[t]: i.delivery for t, i in here.items()}, found)
+        for text, item in here.items():
+            item.ledger_id = found.ids[text]
+            recorded = found.recorded.get(item.ledger_id)
+            if recorded is not None:
+                item.verdict = Verdict.REPUBLISH
+                item.emissions = list(unpack(recorded.emitted))
+                repeats[item.ledger_id] = repeats.get(item.ledger_id, 0) + 1
+        known.ids.update(found.ids)
+        known.fresh |= found.fresh
+
+    # --- deciding ----------------------------------------------------------------------------------------------------
+
+    async def _handle(self, conn: Connection, items: Sequence[Item], now: datetime) -> Outcome:
+        alive: list[tuple[Item, Message]] = []
+        for item in items:
+            assert item.ledger_id is not None
+            message = item.message
+            if item.error is not None or message is None:
+                continue
+            if not message.instant_ms:
+                message = item.message = replace(message, instant_ms=ids.instant_ms_of(item.ledger_id))
+            alive.append((item, message))
+        for item in items:
+            name = f"process {item.delivery.topic}"
+            about = messaging(item.delivery.topic, "process", item.delivery.partition, item.delivery.offset)
+            traceparent = (item.message.traceparent if item.message else None) or item.delivery.header("traceparent")
+            item.hop = Hop(name, traceparent, "consumer", about)
+        asked = _Asked()
+        states = await self.handler.load(conn, [m for _, m in alive], now) if alive else {}
+        changes = self._fold(alive, states, now, asked)
+        if changes:
+            await self.handler.save(conn, changes)
+        for item in items:
+            if item.error is not None:
+                self._bury(item, now)
+        dead = [Dead(i.delivery, i.message, i.error) for i in items if i.error is not None]
+        if dead and self.handler.dead is not None:
+            await self.handler.dead(conn, dead)
+        started = await self._carry_out(conn, asked, now)
+        for item in items:
+            if item.hop is not None:
+                item.hop.note(**{"factmesh.disposition": item.disposition})
+                if item.error is not None:
+                    item.hop.fail(type(item.error).__qualname__)
+                item.hop.end()
+        emissions = [e for i in sorted(items, key=lambda i: i.order) for e in i.emissions]
+        return Outcome(emissions, started, asked.wake, items)
+
+    def _fold(
+        self, alive: Sequence[tuple[Item, Message]], states: Mapping[str, S], now: datetime, asked: _Asked
+    ) -> list[Change[S]]:
+        """Fold the fresh messages of each object in order. A message that dies leaves its object as it found it."""
+        current: dict[str, S] = {}
+        steps: dict[str, list[tuple[Message, Sequence[Effect]]]] = {}
+        for item, message in alive:
+            key = self.handler.key(message)
+            state = current[key] if key in current else states.get(key)
+            if state is None:
+                state = self.handler.initial(message)
+            try:
+                after, effects = self.handler.decide(state, message, now)
+                emissions = self._emissions(item, message, effects, now)
+            except FactmeshError as error:
+                item.error = error
+                continue
+            except Exception as bug:
+                log.exception("factmesh.bug", message_id=str(message.id), topic=item.delivery.topic)
+                item.error = bug
+                continue
+            item.emissions = emissions
+            for effect in effects:
+                if isinstance(effect, Discard):
+                    item.disposition, item.detail = "discarded", effect.reason
+                elif isinstance(effect, Note):
+                    item.note = {**(item.note or {}), **effect.fields}
+                elif isinstance(effect, MarkLedger):
+                    asked.marks.append((item, effect))
+                elif not isinstance(effect, Publish):
+                    asked.rows.append(effect)
+            current[key] = after
+            steps.setdefault(key, []).append((message, effects))
+        return [Change(k, states.get(k), current[k], s) for k, s in steps.items()]
+
+    def _cause(self, item: Item, message: Message | None) -> Cause:
+        record = message.record if message is not None else {}
+        hop = item.hop.traceparent if item.hop is not None else None
+        root = Root.coordinates(*item.order).text if item.beside else item.root.text
+        assert item.ledger_id is not None
+        instant_ms = message.instant_ms if message is not None else 0
+        return Cause(root, item.opening, instant_ms or ids.instant_ms_of(item.ledger_id), item.own.text, record, hop)
+
+    def _emissions(self, item: Item, message: Message, effects: Sequence[Effect], now: datetime) -> list[Emission]:
+        """Encode what a decision publishes; what does not fit its topic kills the message here, before the commit."""
+        cause = self._cause(item, message)
+        out = [
+            self.emitter.emit(publish, cause, ordinal, now)
+            for ordinal, publish in enumerate(e for e in effects if isinstance(e, Publish))
+        ]
+        if item.opening > 0 and message.instance_id is not None:
+            signal = released(ids.record_id(item.root.text, self.group), item.opening, message.instance_id)
+            out.append(self.emitter.emit(signal, cause, len(out), now))
+        return out
+
+    def _bury(self, item: Item, now: datetime) -> None:
+        """The record for the DLQ, and the park of the instance that the message is about."""
+        error, message = item.error, item.message
+        assert error is not None
+        behalf = getattr(error, "on_behalf", None)
+        root, opening, group = (
+            (behalf.root, behalf.opening, behalf.group)
+            if behalf is not None
+            else (item.root.text, item.opening, self.group)
+        )
+        if item.verdict is Verdict.CONFLICT and message is not None:
+            root = item.own.text
+        record = dict(message.record) if message is not None else {}
+        instance = (message.instance_id if message is not None else None) or self._instance_of_key(item.delivery)
+        if instance is not None:
+            record["instance_id"] = str(instance)
+        letter = dlq.dead_letter(
+            item.delivery,
+            error,
+            root=root,
+            opening=opening,
+            group=group,
+            stage=f"{self.service}/{self.handler.name or 'main'}",
+            first_failed_at=now,
+            failed_at=now,
+            service_version=self.version,
+            attempts=item.attempts,
+            record=record,
+        )
+        item.disposition, item.detail = "dead", letter.message
+        item.emissions = [self.emitter.dead(letter)]
+        if instance is not None and not _is_park_signal(message):
+            signal = parked(letter, ids.record_id(root, group), instance)
+            item.emissions.append(self.emitter.emit(signal, self._cause(item, message), 0, now))
+
+    def _instance_of_key(self, delivery: Delivery) -> UUID | None:
+        topic = topics.topic_of(delivery.topic, self.emitter.namespace)
+        if topic is None or not topic.key_is_instance or not delivery.key:
+            return None
+        try:
+            return UUID(delivery.key.decode())
+        except ValueError:
+            return None
+
+    async def _carry_out(self, conn: Connection, asked: _Asked, now: datetime) -> list[claims.Claimed]:
+        schedules = [r for r in asked.rows if isinstance(r, Schedule)]
+        begin: list[Schedule] = []
+        later = [s for s in schedules if not s.start_now]
+        for kind in {s.kind for s in schedules if s.start_now}:
+            wanted = [s for s in schedules if s.start_now and s.kind == kind]
+            n = self.reserve(kind, len(wanted))
+            begin += wanted[:n]
+            later += wanted[n:]
+        started = await claims.start(conn, begin, self.lease_s) if begin else []
+        if later:
+            await claims.schedule(conn, later)
+            for s in later:
+                due_at = s.due_at or now
+                asked.wake[s.kind] = min(asked.wake.get(s.kind, due_at), due_at)
+        await claims.unschedule(conn, [r for r in asked.rows if isinstance(r, Unschedule)])
+        amends = [r for r in asked.rows if isinstance(r, Amend)]
+        await claims.amend(conn, amends)
+        for amend in amends:
+            if amend.state == "pending":
+                asked.wake[amend.kind] = now
+        for item, mark in asked.marks:
+            await self._mark(conn, item, mark, now)
+        return started
+
+    async def _mark(self, conn: Connection, item: Item, mark: MarkLedger, now: datetime) -> None:
+        """An earlier message's row changes; one that dies now goes to its DLQ with this message's emissions."""
+        opening = await ledger.mark(conn, mark.root, mark.disposition, mark.reason, mark.detail)
+        if mark.disposition == "dead" and mark.original is not None:
+            error = FactmeshError(mark.detail, reason=mark.reason, error_class=StaleError.error_class)
+            behalf = mark.on_behalf or OnBehalf(mark.root, opening or 0, self.group)
+            letter = dlq.dead_letter(
+                unpack_delivery(mark.original),
+                error,
+                root=behalf.root,
+                opening=behalf.opening,
+                group=behalf.group,
+                stage=f"{self.service}/{self.handler.name or 'main'}",
+                first_failed_at=now,
+                failed_at=now,
+                service_version=self.version,
+            )
+            item.emissions.append(self.emitter.dead(letter))
+
+    def _row(self, item: Item) -> ledger.Row:
+        assert item.ledger_id is not None
+        record = item.message.record if item.message is not None else {}
+        root = Root.coordinates(*item.order) if item.beside else item.root
+        return ledger.Row(
+            id=item.ledger_id,
+            root=_text(root),
+            opening=item.opening,
+            disposition=item.disposition,
+            delivery=item.delivery,
+            kind=item.message.kind if item.message is not None else "",
+            body_hash=item.hash if item.opening == 0 or item.root.text == item.own.text else None,
+            reason=str(reason_of(item.error)) if item.error is not None else None,
+            detail=item.detail,
+            business_object_type=record.get("business_object_type"),
+            business_object_id=record.get("business_object_id"),
+            instance_id=item.message.instance_id if item.message is not None else None,
+            correlation_id=record.get("correlation_id"),
+            cause_id=record.get("cause_id"),
+            actor=record.get("actor"),
+            note=ids.canonical_json(dict(item.note)) if item.note else None,
+            emitted=pack(item.emissions),
+        )
+
+
+@dataclass(slots=True)
+class _Asked:
+    """Effects that are rows, collected over the batch."""
+
+    rows: list[Effect] = field(default_factory=list)
+    marks: list[tuple[Item, MarkLedger]] = field(default_factory=list)
+    wake: dict[str, datetime] = field(default_factory=dict)
+
+
+PARK_SIGNALS = frozenset({"message_parked", "message_released", "message_discarded"})
+
+
+def _is_park_signal(message: Message | None) -> bool:
+    """Quarantining one of these parks nothing, or parks would breed parks (DESIGN section 9)."""
+    return message is not None and message.kind == "signal" and message.record.get("signal") in PARK_SIGNALS
+
+
+def _text(root: Root) -> str | None:
+    return None if root.id is not None else root.text
+
+
+def is_conflict(item: Item) -> bool:
+    """Whether it died of another body under its id."""
+    return item.error is not None and reason_of(item.error) is Reason.CONFLICT
