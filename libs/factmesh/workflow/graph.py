@@ -57,7 +57,8 @@ def ran_before(workflow: Workflow) -> Mapping[str, frozenset[str]]:
     for edge in edges(workflow):
         if edge.to is not None and edge.source in inside:
             before[edge.to].add(edge.source)
-    ran: dict[str, frozenset[str]] = dict.fromkeys(inside, inside)
+    # In the order of the file: what is built from this (problems, compiled steps) must not depend on hashing.
+    ran = {step.name: inside for step in workflow.steps if step.name in inside}
     ran[workflow.start] = frozenset()
     changed = True
     while changed:
