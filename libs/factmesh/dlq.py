@@ -23,6 +23,8 @@ STACK_FRAMES_MAX = 20
 """The innermost frames of a bug: file, line and function only, never values."""
 NAME_CHARS_MAX = 512
 """Every other header that we write."""
+INT_MAX = 2**31 - 1
+LONG_MAX = 2**63 - 1
 
 P = "factmesh-dlq-"
 KAFKA_PREFIX = "__dlq.errors."
@@ -255,9 +257,13 @@ class _Fields:
         self.delivery = delivery
 
     def optional(self, name: str) -> str | None:
-        return self.delivery.header(name)
+        value = self.delivery.header(name)
+        return None if value is None else clean(value, MESSAGE_CHARS_MAX)
 
     def text(self, name: str) -> str:
+        return clean(self.exact(name), MESSAGE_CHARS_MAX)
+
+    def exact(self, name: str) -> str:
         value = self.delivery.header(name)
         if value is None:
             raise DecodeError(
@@ -267,9 +273,9 @@ class _Fields:
             )
         return value
 
-    def number(self, name: str) -> int:
+    def number(self, name: str, most: int = INT_MAX) -> int:
         value = self.text(name)
-        if not re.fullmatch(r"-?[0-9]{1,19}", value):
+        if not re.fullmatch(r"-?[0-9]{1,19}", value) or not -1 <= int(value) <= most:
             raise self._torn(name, value)
         return int(value)
 
@@ -317,13 +323,13 @@ def parse(delivery: Delivery) -> DeadRecord:
         original=Delivery(
             topic,
             f.number(f"{KAFKA_PREFIX}partition"),
-            f.number(f"{KAFKA_PREFIX}offset"),
+            f.number(f"{KAFKA_PREFIX}offset", LONG_MAX),
             delivery.key,
             delivery.value,
             original_headers(delivery.headers),
-            f.number(f"{P}original-timestamp-ms"),
+            f.number(f"{P}original-timestamp-ms", LONG_MAX),
         ),
-        root=f.text(f"{P}root-id"),
+        root=f.exact(f"{P}root-id"),
         opening=f.number(f"{P}opening"),
         group=f.text(f"{KAFKA_PREFIX}group"),
         reason=reason,

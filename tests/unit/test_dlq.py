@@ -64,7 +64,7 @@ LETTERS = st.builds(
     ),
     root=TEXT,
     opening=st.integers(0, 9),
-    group=TEXT,
+    group=TEXT.map(dlq.clean),
     reason=st.sampled_from(Reason),
     error_class=st.sampled_from(ErrorClass),
     stage=TEXT.map(dlq.clean),

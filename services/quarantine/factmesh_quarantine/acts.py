@@ -216,32 +216,39 @@ class Acts:
 
     # --- discard -----------------------------------------------------------------------------------------------------
 
-    async def plan_discard(self, row: Record, person: messages.Person) -> tuple[Emission, ...]:
+    async def plan_discard(self, row: Record, person: messages.Person) -> tuple[Verb, int, tuple[Emission, ...]]:
         """What a discard would publish: who waits for the message is told. Raises RefusedError."""
         check_open(row)
         if self.way(row) is Way.RESOLUTION:
             raise _refuse(row, "whether it happened is unknown", "it can only be resolved: `factmesh dlq resolve`")
         if row["instance_id"] is None:
-            return ()
-        about, number = about_of(row), row["dead"]
+            return Verb.DISCARD, row["dead"], ()
+        about = about_of(row)
         ended = discard_ends_command(row["topic"], row["reason"], about.root, self.namespace)
         if ended is not None:
-            given_up = messages.Verdict("discarded", None)
-            return (await messages.resolution(self.registry, row["topic"], about, ended, number, given_up, person),)
-        return (await messages.message_discarded(self.registry, self.namespace, about, number, person),)
+            number, given_up = row["counter"] + 1, messages.Verdict("discarded", None)
+            e = await messages.resolution(self.registry, row["topic"], about, ended, number, given_up, person)
+            return Verb.GIVE_UP, number, (e,)
+        e = await messages.message_discarded(self.registry, self.namespace, about, row["dead"], person)
+        return Verb.DISCARD, row["dead"], (e,)
 
     async def discard(self, conn: Connection, record: UUID, person: messages.Person) -> Raised:
         """Give the message up, in the caller's transaction. Raises RefusedError; then nothing was changed."""
         for _ in range(TRIES_MAX):
             row = await self.read(conn, record)
-            emissions = await self.plan_discard(row, person)
-            state, number = State(row["state"]), row["dead"]
+            verb, number, emissions = await self.plan_discard(row, person)
+            if verb is Verb.GIVE_UP:
+                raised = await self._raise(conn, row, verb, number, emissions, person)
+                if raised is not None:
+                    return raised
+                continue
+            state = State(row["state"])
             act = await conn.fetchval(
-                SQL.discard, row["id"], row["thread"], state, next_state(state, Verb.DISCARD), number, pack(emissions),
+                SQL.discard, row["id"], row["thread"], state, next_state(state, verb), number, pack(emissions),
                 person.by, person.at, person.reason, person.operation,
             )  # fmt: skip
             if act is not None:
-                return Raised(act, row["id"], Verb.DISCARD, number, emissions)
+                return Raised(act, row["id"], verb, number, emissions)
         raise self._lost(record)
 
     # --- correct, assign ---------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def file(thread: Thread, death: Death) -> Thread:
 def _fail_again(thread: Thread, death: Death, record: UUID) -> Thread:
     """The opening that this record raised died: it is open again."""
     before = thread.records[record]
-    if death.number <= before.dead or before.state in OPEN_STATES or before.state is State.DISCARDED:
+    if death.number <= before.dead or before.state in OPEN_STATES:
         # An older opening that died late, or twice. The record has moved on; the death is kept in its history.
         how, after = Filing.LATE, before
     else:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
@@ -25,12 +26,16 @@ class State(StrEnum):
 
 
 class Verb(StrEnum):
-    """What a person does about a record, or what happens to it (`die`)."""
+    """What a person does about a record, or what happens to it (`die`).
+
+    `give_up` is the discard of a command that never became a row: it ends the command, so it has a number and can die.
+    """
 
     REPLAY = "replay"
     RETRY_STEP = "retry_step"
     RESOLVE = "resolve"
     DISCARD = "discard"
+    GIVE_UP = "give_up"
     DIE = "die"
 
 
@@ -44,6 +49,9 @@ TRANSITIONS: Mapping[tuple[State, Verb], State] = {
     (State.FAILED_AGAIN, Verb.RETRY_STEP): State.REPLAYED,
     (State.FAILED_AGAIN, Verb.RESOLVE): State.RESOLVED,
     (State.FAILED_AGAIN, Verb.DISCARD): State.DISCARDED,
+    (State.OPEN, Verb.GIVE_UP): State.DISCARDED,
+    (State.FAILED_AGAIN, Verb.GIVE_UP): State.DISCARDED,
+    (State.DISCARDED, Verb.DIE): State.FAILED_AGAIN,
     (State.REPLAYED, Verb.DIE): State.FAILED_AGAIN,
     (State.RESOLVED, Verb.DIE): State.FAILED_AGAIN,
 }
@@ -86,7 +94,6 @@ class Death:
         number: the opening under which it died.
         kind: the record's name and `workflow` its workflow, where the bytes can be decoded.
         is_resolution: a person's word on a command was refused; the command's record is open again, nothing else.
-        refuses: (thread, number) of the record that this signal, a `retry_step`, was to bring back.
     """
 
     id: UUID
@@ -98,7 +105,6 @@ class Death:
     kind: str | None = None
     workflow: str | None = None
     is_resolution: bool = False
-    refuses: tuple[UUID, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +141,7 @@ class Thread:
     """Every record of one (root, group), as loaded under its lock, and what this batch changed.
 
     Attributes:
+        at: the instant of the batch.
         counter: the highest opening number given out.
         openings: number -> the record that raised it.
         deaths: the ids of deaths that are filed already.
@@ -142,6 +149,7 @@ class Thread:
     """
 
     id: UUID
+    at: datetime
     counter: int = 0
     records: Mapping[UUID, Numbers] = field(default_factory=dict)
     openings: Mapping[int, UUID] = field(default_factory=dict)

@@ -5,6 +5,7 @@ The statements stand in `store.sql`; what a death means is decided in `decide`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
@@ -17,11 +18,11 @@ SQL = load_sql(__file__, "store.sql")
 INDEX = "quarantine index"
 
 
-async def load(conn: Connection, deaths: Sequence[Death]) -> dict[UUID, Thread]:
+async def load(conn: Connection, deaths: Sequence[Death], now: datetime) -> dict[UUID, Thread]:
     """The threads of these deaths, locked, creating absent ones."""
     wanted = sorted({d.thread for d in deaths})
     await conn.execute(SQL.enter_threads, wanted)
-    threads = {r["id"]: Thread(r["id"], r["counter"]) for r in await conn.fetch(SQL.lock_threads, wanted)}
+    threads = {r["id"]: Thread(r["id"], now, r["counter"]) for r in await conn.fetch(SQL.lock_threads, wanted)}
     records: dict[UUID, dict[UUID, Numbers]] = {t: {} for t in threads}
     for r in await conn.fetch(SQL.read_records, wanted):
         records[r["thread"]][r["id"]] = Numbers(State(r["state"]), r["raised"], r["published"], r["dead"])
@@ -29,18 +30,16 @@ async def load(conn: Connection, deaths: Sequence[Death]) -> dict[UUID, Thread]:
     for r in await conn.fetch(SQL.read_openings, wanted):
         openings[r["thread"]].setdefault(r["number"], r["record"])
     known = frozenset(r["id"] for r in await conn.fetch(SQL.read_deaths, [d.id for d in deaths]))
-    return {
-        t: Thread(t, threads[t].counter, records=records[t], openings=openings[t], deaths=known)
-        for t in sorted(threads)
-    }
+    return {t: replace(threads[t], records=records[t], openings=openings[t], deaths=known) for t in sorted(threads)}
 
 
-async def save(conn: Connection, threads: Iterable[Thread], now: datetime) -> int:
+async def save(conn: Connection, threads: Iterable[Thread]) -> int:
     """What filing changed, in this transaction. Returns how many deaths were new to the index."""
     changed = [t for t in threads if t.filed]
     filed = [(t, f) for t in changed for f in t.filed]
     if not filed:
         return 0
+    now = changed[0].at
     await conn.execute(SQL.save_threads, [t.id for t in changed], [t.counter for t in changed])
     new = [_row(t, f, now) for t, f in filed if f.how is Filing.NEW]
     if new:
@@ -72,11 +71,6 @@ async def save(conn: Connection, threads: Iterable[Thread], now: datetime) -> in
     numbered = [f.death for _, f in filed if f.death.number > 0]
     if numbered:
         await conn.execute(SQL.mark_acts_dead, [d.thread for d in numbered], [d.number for d in numbered], now)
-    refused = [(f.death.refuses, f.death) for _, f in filed if f.death.refuses is not None]
-    if refused:
-        of, numbers = [r[0] for r, _ in refused], [r[1] for r, _ in refused]
-        await conn.execute(SQL.mark_acts_dead, of, numbers, now)
-        await conn.execute(SQL.refuse_retries, of, numbers, [d.dead.message for _, d in refused], now, INDEX)
     return len(filed)
 
 
@@ -91,10 +85,10 @@ async def save_progress(conn: Connection, deaths: Iterable[Death]) -> None:
 
 async def file_all(conn: Connection, deaths: Sequence[Death], now: datetime) -> int:
     """File deaths in one transaction of the caller: load, decide, save, for readers without the batch loop."""
-    state = await load(conn, deaths)
+    state = await load(conn, deaths, now)
     for death in deaths:
         state[death.thread] = file(state[death.thread], death)
-    new = await save(conn, state.values(), now)
+    new = await save(conn, state.values())
     await save_progress(conn, deaths)
     return new
 
@@ -122,4 +116,5 @@ def _change(thread: Thread, filed: Filed, now: datetime) -> tuple[object, ...]:
         filed.record, n.state, n.raised, n.published, n.dead, dead.message, dead.failed_at, now, dead.error_class,
         dead.exception_type, dead.stage, dead.stack, dead.attempts, dead.fingerprint, not death.is_resolution,
         dead.reason, dead.original.partition, dead.original.offset, dead.step, dead.instance_id, dead.command_id,
+        dead.original.topic,
     )  # fmt: skip

@@ -35,17 +35,17 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $
         $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35);
 
 -- name: update_records
--- The latest death of a record that is there; its original bytes stay the first ones. A refused resolution leaves the
--- diagnosis of the command itself ($15 false): its reason decides what may be done.
+-- The latest death of a record that is there; its original bytes stay the first ones. A refused resolution ($15 false) or
+-- retry (on another topic) leaves the diagnosis of the command itself: its reason decides what may be done.
 UPDATE record SET
     state = $2, raised = $3, published = $4, dead = $5, message = $6, failed_at = $7, opened_at = $8, closed_at = NULL,
     error_class = $9, exception_type = $10, stage = $11, stack = $12,
-    attempts = CASE WHEN $15 THEN $13 ELSE attempts END,
-    fingerprint = CASE WHEN $15 THEN $14 ELSE fingerprint END,
-    reason = CASE WHEN $15 THEN $16 ELSE reason END,
-    partition = CASE WHEN $15 THEN $17 ELSE partition END,
-    "offset" = CASE WHEN $15 THEN $18 ELSE "offset" END,
-    step = coalesce($19, step), instance_id = coalesce($20, instance_id), command_id = coalesce($21, command_id)
+    attempts = CASE WHEN $15 AND topic = $22 THEN $13 ELSE attempts END,
+    fingerprint = CASE WHEN $15 AND topic = $22 THEN $14 ELSE fingerprint END,
+    reason = CASE WHEN $15 AND topic = $22 THEN $16 ELSE reason END,
+    partition = CASE WHEN $15 AND topic = $22 THEN $17 ELSE partition END,
+    "offset" = CASE WHEN $15 AND topic = $22 THEN $18 ELSE "offset" END,
+    step = coalesce($19, step), instance_id = coalesce(instance_id, $20), command_id = coalesce(command_id, $21)
  WHERE id = $1;
 
 -- name: insert_deaths
@@ -67,20 +67,6 @@ SELECT r.record, $2, $3, r.event, r.number, r.before, r.after, r.detail
 UPDATE act a SET died_at = coalesce(a.died_at, $3), published_at = coalesce(a.published_at, $3)
   FROM unnest($1::uuid[], $2::integer[]) AS d (thread, number)
  WHERE a.thread = d.thread AND a.number = d.number AND a.verb <> 'discard';
-
--- name: refuse_retries
--- A retry that was refused: the record that it was to bring back is open again, if nothing happened to it since.
-WITH refused AS (
-    UPDATE record r
-       SET state = 'failed_again', dead = d.number, published = d.number, message = d.message, failed_at = $4,
-           opened_at = $4, closed_at = NULL
-      FROM unnest($1::uuid[], $2::integer[], $3::text[]) AS d (thread, number, message)
-      JOIN act a ON a.thread = d.thread AND a.number = d.number AND a.verb = 'retry_step'
-     WHERE r.id = a.record AND r.raised = d.number AND r.dead < d.number AND r.state = 'replayed'
-    RETURNING r.id, d.number, d.message
-)
-INSERT INTO history (record, at, by, event, number, before, after, detail)
-SELECT id, $4, $5, 'died', number, 'replayed', 'failed_again', message FROM refused;
 
 -- name: save_progress
 -- How far each partition is filed; a reader that is behind never takes it back.

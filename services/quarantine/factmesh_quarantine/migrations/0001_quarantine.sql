@@ -84,7 +84,7 @@ CREATE TABLE act (
     id           bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     record       uuid        NOT NULL REFERENCES record,
     thread       uuid        NOT NULL REFERENCES thread,
-    verb         text        NOT NULL CHECK (verb IN ('replay', 'retry_step', 'resolve', 'discard')),
+    verb         text        NOT NULL CHECK (verb IN ('replay', 'retry_step', 'resolve', 'discard', 'give_up')),
     number       integer     NOT NULL,               -- the opening raised; of a discard, the opening that it ends
     bytes        bytea,                              -- message.pack(); NULL where there is nobody to tell, or long ago
     by           text        NOT NULL,
