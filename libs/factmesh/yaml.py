@@ -138,6 +138,9 @@ class _Builder:
         key = self._scalar(event)
         if key == "<<" and event.style is None:
             raise self._error(event, "a merge key (<<)", "write the entries out; definitions are read as they stand")
+        if isinstance(key, int) and not isinstance(key, bool) and _INT.fullmatch(event.value):
+            # A table of HTTP statuses reads better unquoted, and JSON has text keys only: the digits as written.
+            return str(event.value)
         if not isinstance(key, str):
             raise self._error(event, f"the key {event.value!r} is not text", f"quote it: '{event.value}'")
         return key

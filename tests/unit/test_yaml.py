@@ -65,6 +65,11 @@ def test_the_key_on_stays_text() -> None:
     assert read("schedule:\n  on: {one: 1}\n") == {"schedule": {"on": {"one": 1}}}
 
 
+def test_a_number_as_a_key_is_its_digits() -> None:
+    """C1: a table of statuses may be written unquoted; its keys are text, as in JSON."""
+    assert read("500: transient\n-1: a\n") == {"500": "transient", "-1": "a"}
+
+
 @pytest.mark.parametrize(
     ("text", "where", "what"),
     [
@@ -76,7 +81,11 @@ def test_the_key_on_stays_text() -> None:
         ("!x {a: 1}", "x.yaml:1:1", "a tag"),
         ("a: 1\nb: 2\na: 3", "x.yaml:3:1", "key 'a' is there twice, first on line 1"),
         ("a: {b: 1, 'b': 2}", "x.yaml:1:11", "key 'b' is there twice"),
-        ("1: a", "x.yaml:1:1", "the key '1' is not text"),
+        ("1.5: a", "x.yaml:1:1", "the key '1.5' is not text"),
+        ("0x1f: a", "x.yaml:1:1", "the key '0x1f' is not text"),
+        ("null: a", "x.yaml:1:1", "the key 'null' is not text"),
+        ("007: a", "x.yaml:1:1", "begins with a zero"),
+        ("500: a\n'500': b", "x.yaml:2:1", "key '500' is there twice"),
         ("true: a", "x.yaml:1:1", "the key 'true' is not text"),
         ("? [a]\n: b", "x.yaml:1:3", "a key that is not text"),
         ("a: 1\n---\nb: 2", "x.yaml:2:1", "a second document begins"),
