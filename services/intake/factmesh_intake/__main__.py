@@ -1,15 +1,14 @@
-"""Starts the intake service: settings from the environment, then the loops until SIGTERM.
-Nothing but the start lives here.
+"""The command `factmesh-intake`: settings from the environment, then `run`.
+Nothing else lives here.
 """
 
 from __future__ import annotations
 
-from factmesh.service import run
-from factmesh_intake.service import SERVICE
+from factmesh.command import run_service
 
 
 def main() -> None:
-    run(SERVICE)
+    run_service("intake")
 
 
 if __name__ == "__main__":

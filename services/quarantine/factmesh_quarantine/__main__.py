@@ -4,12 +4,11 @@ Nothing else lives here.
 
 from __future__ import annotations
 
-from factmesh.service import run
-from factmesh_quarantine.service import SERVICE
+from factmesh.command import run_service
 
 
 def main() -> None:
-    run(SERVICE)
+    run_service("quarantine")
 
 
 if __name__ == "__main__":

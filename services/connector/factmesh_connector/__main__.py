@@ -1,0 +1,15 @@
+"""The command `factmesh-connector`: settings from the environment, then `run`.
+Nothing else lives here.
+"""
+
+from __future__ import annotations
+
+from factmesh.command import run_service
+
+
+def main() -> None:
+    run_service("connector")
+
+
+if __name__ == "__main__":
+    main()

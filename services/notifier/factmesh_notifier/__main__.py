@@ -1,0 +1,15 @@
+"""The command `factmesh-notifier`: settings from the environment, then `run`.
+Nothing else lives here.
+"""
+
+from __future__ import annotations
+
+from factmesh.command import run_service
+
+
+def main() -> None:
+    run_service("notifier")
+
+
+if __name__ == "__main__":
+    main()
