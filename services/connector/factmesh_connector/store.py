@@ -1,0 +1,95 @@
+"""Set-based load and save of what commands and resolutions are decided over: keys, rows, ledger dispositions.
+The SQL is in `store.sql`; the ledger's and the claims' statements stay their modules' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from uuid import UUID
+
+from factmesh import claims, ids, ledger
+from factmesh.batch import Change
+from factmesh.claims import Claimed, ClaimRow
+from factmesh.message import Message
+from factmesh.postgres import Connection, load_sql
+from factmesh_connector.attempt import Made
+from factmesh_connector.model import History, Key, Row, State, unpack_task
+
+SQL = load_sql(__file__, "store.sql")
+
+
+def _uuids(messages: Sequence[Message], kind: str, field: str) -> set[UUID]:
+    return {UUID(m[field]) for m in messages if m.kind == kind}
+
+
+async def load(conn: Connection, messages: Sequence[Message], now: datetime) -> Mapping[str, State]:
+    """What the messages are about, locked: keys first, then rows, each sorted."""
+    states: dict[str, State] = {}
+    wanted = _uuids(messages, "command", "idempotency_key")
+    resolved = _uuids(messages, "resolution", "command_id")
+    keys = await conn.fetch(SQL.lock_keys, sorted(wanted)) if wanted else []
+    about = sorted(resolved | {key["command_id"] for key in keys})
+    rows: Mapping[UUID, ClaimRow] = await claims.lock(conn, about) if about else {}
+    for key in keys:
+        holder = rows.get(key["command_id"])
+        failed = holder is not None and holder.state == "failed"
+        states[f"key:{key['idempotency_key']}"] = State(key=Key(key["command_id"], key["body_hash"], failed))
+    absent = sorted(id_ for id_ in resolved if id_ not in rows)
+    dispositions: dict[UUID, str] = {}
+    if absent:
+        dispositions = {r["id"]: r["disposition"] for r in await conn.fetch(ledger.SQL.read_rows, absent)}
+    for id_ in resolved:
+        row = rows.get(id_)
+        states[f"row:{id_}"] = State(row=None if row is None else _row(row), disposition=dispositions.get(id_))
+    return states
+
+
+def _row(row: ClaimRow) -> Row:
+    task, _ = unpack_task(row.payload)
+    return Row(row.state, row.epoch, task, History.from_bytes(row.progress), row.lease_ended_at)
+
+
+async def save(conn: Connection, changes: Sequence[Change[State]]) -> None:
+    """Keys that changed hands; rows are changed by the effects, by the library."""
+    fresh: list[tuple[UUID, Key]] = []
+    passed: list[tuple[UUID, Key]] = []
+    for change in changes:
+        before = change.before.key if change.before is not None else None
+        after = change.after.key
+        if after is not None and after != before:
+            (fresh if before is None else passed).append((UUID(change.key.removeprefix("key:")), after))
+    for statement, keys in ((SQL.insert_keys, fresh), (SQL.pass_keys, passed)):
+        if keys:
+            keys.sort(key=lambda item: item[0])
+            await conn.execute(
+                statement, [i for i, _ in keys], [k.command_id for _, k in keys], [k.body_hash for _, k in keys]
+            )
+
+
+async def save_calls(conn: Connection, settled: Sequence[tuple[Claimed, Made]]) -> None:
+    """Append every call of these attempts with its duration (C7), in their settlements' transaction."""
+    lines = [
+        (row.id, row.epoch, n, made.operation, call)
+        for row, made in settled
+        for n, call in enumerate(made.calls)
+    ]
+    if lines:
+        await conn.execute(
+            SQL.insert_calls,
+            [line[0] for line in lines],
+            [line[1] for line in lines],
+            [line[2] for line in lines],
+            [line[3] for line in lines],
+            [line[4].what for line in lines],
+            [line[4].at for line in lines],
+            [line[4].ms for line in lines],
+            [line[4].ended for line in lines],
+        )
+
+
+async def expire(conn: Connection, first_kept: date) -> None:
+    """Keys and calls go with the audit period, by the day in their ids."""
+    bound = ids.first_id_of(first_kept)
+    await conn.execute(SQL.expire_keys, bound)
+    await conn.execute(SQL.expire_calls, bound)
