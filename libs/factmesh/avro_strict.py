@@ -93,7 +93,7 @@ _CHECKS: Final[Mapping[str, Check]] = {
 }
 
 
-def _compile(node: Any, named: Mapping[str, Any]) -> Check:
+def compile_check(node: Any, named: Mapping[str, Any]) -> Check:
     """The check of one type of a parsed schema."""
     if isinstance(node, list):
         return _compile_union(node, named)
@@ -101,7 +101,7 @@ def _compile(node: Any, named: Mapping[str, Any]) -> Check:
     if kind in _CHECKS:
         return _CHECKS[kind]
     if isinstance(node, str):
-        return _compile(named[node], named)
+        return compile_check(named[node], named)
     if kind == "record":
         return compile_record(node, named)
     if kind == "enum":
@@ -110,7 +110,7 @@ def _compile(node: Any, named: Mapping[str, Any]) -> Check:
         return _compile_fixed(node)
     if kind in ("array", "map"):
         return _compile_many(node, named, kind)
-    return _compile(kind, named)
+    return compile_check(kind, named)
 
 
 def _compile_enum(node: Mapping[str, Any]) -> Check:
@@ -135,7 +135,7 @@ def _compile_fixed(node: Mapping[str, Any]) -> Check:
 
 def _compile_many(node: Mapping[str, Any], named: Mapping[str, Any], kind: str) -> Check:
     if kind == "array":
-        item = _compile(node["items"], named)
+        item = compile_check(node["items"], named)
 
         def check_array(value: Any, path: str) -> None:
             if type(value) is not list:
@@ -144,7 +144,7 @@ def _compile_many(node: Mapping[str, Any], named: Mapping[str, Any], kind: str) 
                 item(v, f"{path}[{i}]")
 
         return check_array
-    entry = _compile(node["values"], named)
+    entry = compile_check(node["values"], named)
 
     def check_map(value: Any, path: str) -> None:
         if type(value) is not dict:
@@ -158,7 +158,7 @@ def _compile_many(node: Mapping[str, Any], named: Mapping[str, Any], kind: str) 
 
 
 def _compile_union(node: list[Any], named: Mapping[str, Any]) -> Check:
-    checks = [_compile(branch, named) for branch in node]
+    checks = [compile_check(branch, named) for branch in node]
     nullable = "null" in node
     others = [c for c, branch in zip(checks, node, strict=True) if branch != "null"]
     if nullable and len(others) == 1:
@@ -183,7 +183,7 @@ def _compile_union(node: list[Any], named: Mapping[str, Any]) -> Check:
 
 
 def compile_record(node: Mapping[str, Any], named: Mapping[str, Any]) -> Check:
-    fields = [(str(f["name"]), _compile(f["type"], named)) for f in node["fields"]]
+    fields = [(str(f["name"]), compile_check(f["type"], named)) for f in node["fields"]]
     size = len(fields)
     names = frozenset(n for n, _ in fields)
 
