@@ -5,7 +5,7 @@ Adapters and connectors stay parsed documents: their models belong to the servic
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,19 +89,31 @@ class Project:
         _agrees(document, name, chosen, workflow)
         return workflow
 
-    def surroundings(self, expressions: Expressions | None = None, audit_s: float = audit_default_s) -> Surroundings:
-        """What the linter must know of this project."""
+    def surroundings(
+        self,
+        expressions: Expressions | None = None,
+        *,
+        plugins: Iterable[str] = (),
+        audit_s: float = audit_default_s,
+    ) -> Surroundings:
+        """What the linter must know of this project. `plugins` are connectors without YAML: written in Python, or
+        another team's; what operations they have is not judged."""
         return Surroundings(
             expressions=expressions,
-            connectors={name: operations_in(document.data) for name, document in self.connectors.items()},
+            connectors={
+                **dict.fromkeys(plugins),
+                **{name: operations_in(document.data) for name, document in self.connectors.items()},
+            },
             templates=frozenset(self.template_files),
             policies=frozenset(self.policies),
             audit_s=audit_s,
         )
 
-    def lint(self, expressions: Expressions | None = None, only: str | None = None) -> tuple[Finding, ...]:
+    def lint(
+        self, expressions: Expressions | None = None, *, only: str | None = None, plugins: Iterable[str] = ()
+    ) -> tuple[Finding, ...]:
         """Lint every workflow of the project, or every version of the one that `only` names."""
-        around = self.surroundings(expressions)
+        around = self.surroundings(expressions, plugins=plugins)
         findings: list[Finding] = []
         for (name, major), document in sorted(self.workflow_documents.items()):
             if only not in (None, name):

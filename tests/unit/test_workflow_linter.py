@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from typing import Any
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from factmesh import yaml
+from factmesh.document import Document
 from factmesh.expressions import default_expressions
+from factmesh.workflow import WorkflowError, compile_workflow, graph
 from factmesh.workflow.linter import (
     RULES,
     Finding,
@@ -186,3 +194,64 @@ def test_operations_of_a_raw_connector() -> None:
     }
     assert operations_in({"plugin": "x"}) is None
     assert operations_in(None) is None
+
+
+def _places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a document."""
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [path, *(place for key, value in inner for place in _places(value, (*path, key)))]
+
+
+_DATA = yaml.parse(GOOD, file="w.yaml").data
+_WORDS = st.sampled_from(
+    [
+        "",
+        "end",
+        "look",
+        "tell",
+        "choose",
+        "shop.look",
+        "${ input.id }",
+        "${ steps.order.x }",
+        "${ 1 + }",
+        "${",
+        "PT1H",
+        "x y",
+    ]
+)
+_JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | _WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_WORDS | st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(st.tuples(st.sampled_from(_places(_DATA)[1:]), _JUNK), min_size=1, max_size=3))
+def test_whatever_is_written_is_answered(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
+    """Bad input: junk anywhere in a definition ends in findings; what has no error compiles, draws and has a hash."""
+    data = copy.deepcopy(_DATA)
+    for path, junk in changes:
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            node = data
+            for part in path[:-1]:
+                node = node[part]
+            node[path[-1]] = junk
+    workflow, found = lint_document(Document("w.yaml", data), AROUND)
+    assert all(finding.where.startswith("w.yaml") and finding.message for finding in found)
+    if workflow is None:
+        assert errors_of(found)
+        return
+    if not errors_of(found):
+        compiled = compile_workflow(workflow, default_expressions())
+        assert set(compiled.steps) == {step.name for step in workflow.steps}
+        assert len(compiled.content_hash) == 64
+        assert "start --> s_" in graph.mermaid(workflow)
+    else:
+        with contextlib.suppress(WorkflowError):
+            compile_workflow(workflow, default_expressions())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -31,12 +31,35 @@ do:
   - look: {call: shop.look, with: {id: '${ input.id }'}, retry: patient}
   - tell: {notify: {template: ordered, to: '${ input.id }'}}
 """
+CONNECTOR = """\
+connector: shop
+base_url: 'ref+env://SHOP_URL'
+auth: {bearer: 'ref+env://SHOP_TOKEN'}
+operations:
+  look:
+    request: {method: GET, path: /look}
+    response: {output: {price: '${ response.body.price }'}}
+    idempotency: {strategy: none}
+"""
+ADAPTER = """\
+adapter: shop
+type: widget.broken
+source: //shop.example
+shape: schema
+accepts: [1]
+canonical:
+  business_object_type: widget
+  business_object_id: '${ fact.id }'
+  actor: '${ fact.by }'
+  status: broken
+  occurred_at: '${ fact.at }'
+"""
 FILES = {
     "workflows/repair/v1.yaml": WORKFLOW,
     "workflows/repair/v2.yaml": WORKFLOW.replace("version: 1.0.0", "version: 2.1.0"),
     "workflows/repair/v1.cases.yaml": "cases: []\n",
-    "adapters/shop.yaml": "source: shop\n",
-    "connectors/shop.yaml": "operations: {look: {}}\n",
+    "adapters/shop.yaml": ADAPTER,
+    "connectors/shop.yaml": CONNECTOR,
     "policies/patient.yaml": "retry: {attempts_max: 3}\n",
     "templates/ordered.txt": "Hello\n",
     "templates/ordered.html": "<p>Hello</p>\n",
@@ -65,8 +88,8 @@ def test_a_folder_is_loaded(folder: Path) -> None:
     assert project.workflow("repair").version == "2.1.0"
     assert project.workflow("repair", 1).version == "1.0.0"
     assert project.case_files == {("repair", 1): folder / "workflows/repair/v1.cases.yaml"}
-    assert project.adapters["shop"].data == {"source": "shop"}
-    assert project.connectors["shop"].data == {"operations": {"look": {}}}
+    assert project.adapters["shop"].data["source"] == "//shop.example"
+    assert list(project.connectors["shop"].data["operations"]) == ["look"]
     assert project.policies["patient"].attempts_max == 3
     assert [file.name for file in project.template_files["ordered"]] == ["ordered.html", "ordered.txt"]
     assert project.schemas_dir == folder / "schemas"
@@ -160,6 +183,34 @@ def test_lint_command(folder: Path) -> None:
     assert "v1.yaml:1:4: an anchor (&x)" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new", "what"),
+    [
+        ("connectors/shop.yaml", "method: GET", "method: PULL", "shop.yaml:6:15 at operations.look.request.method"),
+        ("connectors/shop.yaml", "connector: shop", "connector: store", "[connector]"),
+        ("connectors/shop.yaml", "'ref+env://SHOP_TOKEN'", "hunter2", "auth.bearer is not a secret reference"),
+        ("adapters/shop.yaml", "fact.id", "fact.", "[adapter]"),
+        ("adapters/shop.yaml", "shape: schema", "shape: odd", "[adapter]"),
+    ],
+)
+def test_lint_asks_the_neighbours(folder: Path, name: str, old: str, new: str, what: str) -> None:
+    """Bad input: a connector or adapter that its service would refuse is told by the linter, with its line."""
+    file = folder / name
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    result = run("lint", "-p", folder)
+    assert result.exit_code == 1
+    assert what in result.output
+    assert "hunter2" not in result.output
+
+
+def test_lint_knows_connectors_that_are_declared_elsewhere(folder: Path) -> None:
+    """C1: a team's workflow may call a plug-in, or another team's connector, that has no YAML in this project."""
+    (folder / "connectors/shop.yaml").unlink()
+    assert "there is no connector 'shop'" in run("lint", "-p", folder).output
+    assert run("lint", "-p", folder, "--connector", "shop").exit_code == 0
+
+
 def test_draw_and_export_commands(folder: Path) -> None:
     """B1: a workflow is drawn and exported; the export carries the hash by which environments are compared."""
     assert "s_look --> s_tell" in run("draw", "-p", folder, "repair").stdout
@@ -187,11 +238,8 @@ def test_the_published_schema_is_what_the_models_say(tmp_path: Path) -> None:
     assert (ROOT / "schemas" / "workflow.schema.json").read_text() == schema_text()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jsonschema") is None, reason="no JSON Schema validator is installed")
 def test_the_schema_accepts_what_the_parser_accepts(folder: Path) -> None:
     """B1: the example and the test's workflow are valid by the schema; a misspelt field and two kinds are not."""
-    import jsonschema
-
     validator = jsonschema.Draft202012Validator(workflow_schema())
     for project in (Project.load(folder), Project.load(EXAMPLE)):
         for document in project.workflow_documents.values():

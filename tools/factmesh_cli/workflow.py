@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from factmesh.project import Project
 from factmesh.workflow import graph
 from factmesh.workflow.linter import Finding, errors_of
 from factmesh.workflow.schema import schema_text
+from factmesh_cli.neighbours import neighbour_findings
 
 app = typer.Typer(name="workflow", help="Lint, draw, export and deploy workflow definitions.", no_args_is_help=True)
 
@@ -59,13 +61,22 @@ def lint(
     name: Annotated[str | None, typer.Argument(help="One workflow; all of the project if absent.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too.")] = False,
     report: Annotated[Report, typer.Option("--format", help="How to print the findings.")] = Report.TEXT,
+    connector: Annotated[
+        list[str] | None, typer.Option("--connector", help="A connector that is declared elsewhere; may be repeated.")
+    ] = None,
 ) -> None:
-    """Check workflows against the rules. Ends with 1 if a rule is broken that forbids a deployment."""
+    """Check workflows, and the connectors and adapters that they need, against the rules.
+
+    Ends with 1 if a rule is broken that forbids a deployment, with 2 if the project cannot be loaded.
+    """
     with _speaking():
         loaded = Project.load(project)
         if name is not None and all(known != name for known, _ in loaded.workflow_documents):
             loaded.workflow(name)
-        findings = loaded.lint(default_expressions(), only=name)
+        plugins = {*(connector or ()), *(entry.name for entry in entry_points(group="factmesh.connectors"))}
+        findings = loaded.lint(default_expressions(), only=name, plugins=plugins)
+        if name is None:
+            findings = (*neighbour_findings(loaded), *findings)
     checked = sum(1 for known, _ in loaded.workflow_documents if name in (None, known))
     errors = errors_of(findings)
     _print_findings(findings, report)
