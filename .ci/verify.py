@@ -14,6 +14,7 @@ FACTMESH = [sys.executable, "-m", "factmesh_cli"]
 #: What is checked, and the command that exits non-zero and says what to run when it drifted.
 CHECKS: list[tuple[str, list[str]]] = [
     ("schemas: lint, compatibility, id lock", [*FACTMESH, "schema", "check"]),
+    ("workflows: JSON Schema of the definitions", [*FACTMESH, "workflow", "schema", "--check"]),
 ]
 
 
