@@ -348,7 +348,9 @@ class Runner(Generic[S]):
                 item.error = error
                 continue
             except Exception as bug:
-                log.exception("factmesh.bug", message_id=str(message.id), topic=item.delivery.topic)
+                # Frames only: the text and the locals of a bug may quote the payload (F5).
+                _, text, frames = dlq.describe(bug)
+                log.error("message.bug", where=item.delivery.where, message_id=str(message.id), error=text, stack=frames)
                 item.error = bug
                 continue
             item.emissions = emissions

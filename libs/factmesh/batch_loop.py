@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from factmesh import ledger
+from factmesh import dlq, ledger
 from factmesh.batch import Item, Outcome, Runner, SplitBatch, is_conflict
 from factmesh.claim_loop import ClaimRuntime
 from factmesh.clock import Clock
@@ -216,7 +216,8 @@ class BatchLoop:
                     await self._halve(deliveries, error)
                     return
                 elif attempts >= ALONE_ATTEMPTS_MAX:
-                    log.exception("batch.culprit", group=self.group, where=deliveries[0].where)
+                    _, text, frames = dlq.describe(failure)
+                    log.error("batch.culprit", group=self.group, where=deliveries[0].where, error=text, stack=frames)
                     error = failure
                 else:
                     attempts += 1
@@ -248,7 +249,7 @@ class BatchLoop:
         await self._hand_on(outcome.emissions, deliveries)
 
     async def _fetch_schemas(self, deliveries: Sequence[Delivery]) -> dict[str, FactmeshError]:
-        """Writers' schemas that are not cached. One that the registry does not know is poison; silence is waited out."""
+        """Writers' schemas not cached yet. One that the registry does not know is poison; silence is waited out."""
         failures: dict[str, FactmeshError] = {}
         for delivery in deliveries:
             schema_id = self._runner.handler.schema_id(delivery)

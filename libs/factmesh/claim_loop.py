@@ -209,9 +209,11 @@ class ClaimLoop:
             settlement = await self.kind.work(row)
         except asyncio.CancelledError:
             raise
-        except Exception:
-            # A bug in the work: the row stays leased, comes due again as interrupted, and nothing is claimed of it.
-            log.exception("claims.bug", kind=self.kind.name, row_id=str(row.id), attempts=row.attempts)
+        except Exception as bug:
+            # The row stays leased, comes due again as interrupted, and nothing is claimed of it. Frames only: the text
+            # and the locals of a bug may quote the payload (F5).
+            _, text, frames = dlq.describe(bug)
+            log.error("claims.bug", kind=self.kind.name, row_id=str(row.id), attempt=row.attempts, error=text, stack=frames)
             self._free += 1
             return
         self._metrics.observe("factmesh_work_seconds", self._clock.monotonic() - began, self.kind.name)
@@ -228,7 +230,8 @@ class ClaimLoop:
                     break
                 except Exception as error:
                     if not is_transient(error):
-                        log.exception("claims.settle_bug", kind=self.kind.name, rows=len(batch))
+                        _, text, frames = dlq.describe(error)
+                        log.error("claims.settle_bug", kind=self.kind.name, rows=len(batch), error=text, stack=frames)
                         if len(batch) == 1:
                             # Left leased: it comes due again as interrupted, and nothing is claimed of it.
                             break

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ CONSUME_WAIT_S = 0.1
 DELIVERY_TIMEOUT_S = 120.0
 QUEUE_MESSAGES_MAX = 100_000
 RECORD_OVERHEAD_BYTES_MAX = 65_536
+WATERMARK_TRIES_MAX = 8
 #: The partitioner of Kafka's own clients; librdkafka's default differs, and then one key lies on two partitions.
 PARTITIONER = "murmur2_random"
 Coordinates = tuple[str, int]
@@ -466,6 +468,19 @@ async def end_offsets(bootstrap: str, topics: Sequence[str]) -> dict[Coordinates
     return (await _watermarks(bootstrap, topics))[0]
 
 
+def _watermark(consumer: Any, topic: str, partition: int) -> tuple[int, int]:
+    """(first, next) offset. A leader that is just moving is asked again, for a bounded time."""
+    for attempt in range(WATERMARK_TRIES_MAX):
+        try:
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+            return low, high
+        except KafkaException:
+            if attempt == WATERMARK_TRIES_MAX - 1:
+                raise
+            time.sleep(0.1 * (attempt + 1))
+    raise AssertionError("unreachable: the loop above returns or raises")
+
+
 async def _watermarks(bootstrap: str, topics: Sequence[str]) -> tuple[dict[Coordinates, int], dict[Coordinates, int]]:
     def work() -> tuple[dict[Coordinates, int], dict[Coordinates, int]]:
         consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "factmesh-inspect", "log_level": 0})
@@ -474,7 +489,7 @@ async def _watermarks(bootstrap: str, topics: Sequence[str]) -> tuple[dict[Coord
             ends, starts = {}, {}
             for topic in topics:
                 for partition in there[topic].partitions if topic in there else ():
-                    low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+                    low, high = _watermark(consumer, topic, partition)
                     ends[(topic, partition)], starts[(topic, partition)] = high, low
             return ends, starts
         finally:
@@ -516,7 +531,7 @@ async def read_all(bootstrap: str, topics: Sequence[str]) -> list[Delivery]:
             starts = []
             left = dict(ends)
             for (topic, partition), high in ends.items():
-                low, _ = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+                low, _ = _watermark(consumer, topic, partition)
                 if low < high:
                     starts.append(TopicPartition(topic, partition, low))
                 else:

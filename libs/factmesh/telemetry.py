@@ -180,7 +180,9 @@ def messaging(topic: str, operation: str, partition: int | None = None, offset: 
 def setup_logging(service: str, *, level: str = "info", fmt: str = "json") -> None:
     """structlog to standard error, one JSON object a line (or readable lines), standard library's logs included."""
     number = getattr(logging, level.upper())
-    renderer: Any = structlog.processors.JSONRenderer() if fmt == "json" else structlog.dev.ConsoleRenderer()
+    renderer: Any = structlog.processors.JSONRenderer() if fmt == "json" else structlog.dev.ConsoleRenderer(
+        exception_formatter=structlog.dev.plain_traceback
+    )
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -1,0 +1,16 @@
+-- name: lock
+-- The objects exist and are locked until the transaction ends.
+INSERT INTO thing (key, n) SELECT k, 0 FROM unnest($1::text[]) AS k ORDER BY k ON CONFLICT DO NOTHING;
+
+-- name: load
+-- Read in a statement after the lock.
+SELECT key, n FROM thing WHERE key = ANY ($1::text[]) ORDER BY key FOR UPDATE;
+
+-- name: save
+-- All objects of a batch together.
+UPDATE thing t SET n = s.n, last = s.last FROM unnest($1::text[], $2::integer[], $3::text[]) AS s (key, n, last)
+ WHERE t.key = s.key;
+
+-- name: rows
+-- For assertions.
+SELECT key, n FROM thing;

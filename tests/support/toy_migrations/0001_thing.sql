@@ -1,0 +1,1 @@
+CREATE TABLE thing (key text PRIMARY KEY, n integer NOT NULL, last text);
