@@ -12,9 +12,17 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from factmesh.errors import DefinitionError
-from factmesh.expressions import default_expressions
+from factmesh.expressions import (
+    default_expressions,
+    expression_chars_max,
+    iterations_max,
+    result_chars_max,
+    result_nodes_max,
+)
 from factmesh.project import Project
-from factmesh.workflow.linter import errors_of
+from factmesh.workflow import STEP_MODELS
+from factmesh.workflow.compile import FACT_FIELDS, INSTANCE_FIELDS
+from factmesh.workflow.linter import RULES, errors_of
 from factmesh.workflow.schema import schema_text, workflow_schema
 from factmesh_cli.workflow import app
 
@@ -265,3 +273,16 @@ def test_a_project_may_lie_anywhere(tmp_path: Path) -> None:
     copy = shutil.copytree(EXAMPLE, tmp_path / "elsewhere")
     here, there = Project.load(EXAMPLE), Project.load(copy)
     assert [w.content_hash for w in there.workflows()] == [w.content_hash for w in here.workflows()]
+
+
+def test_the_language_page_tells_every_rule_and_name() -> None:
+    """G3: the page on the language lists each rule with its text and each name that expressions may read."""
+    page = (ROOT / "docs" / "workflow-language.md").read_text()
+    for rule in RULES:
+        assert f"| `{rule.id}` | {rule.severity} | {rule.text} |" in page
+    for name in (*(f"fact.{field}" for field in FACT_FIELDS), *(f"instance.{field}" for field in INSTANCE_FIELDS)):
+        assert f"`{name}`" in page
+    for kind in STEP_MODELS:
+        assert f"`{kind}" in page
+    for bound in (expression_chars_max, iterations_max, result_nodes_max, result_chars_max):
+        assert f"{bound:,}" in page
