@@ -16,9 +16,9 @@ from factmesh.errors import SettingsError
 from factmesh.expressions import default_expressions
 from factmesh.message import Message
 from factmesh.postgres import Connection, is_transient
+from factmesh.project import Project
 from factmesh.records import Records
 from factmesh.service import Context, Parts, Service
-from factmesh.topics import FACTS_RAW, STATUS
 from factmesh_intake import reading, store
 from factmesh_intake.decide import decide_fact, decide_status
 from factmesh_intake.http import Entrance, make_app
@@ -33,19 +33,18 @@ log = structlog.get_logger("factmesh.intake")
 async def build(context: Context) -> Parts:
     """Compile the project's adapters once, and wire both entrances to the same desk."""
     settings = context.settings
-    if context.project is None:
+    if settings.project is None:
         raise SettingsError("intake needs a project folder with adapters", hint="set FACTMESH_PROJECT")
-    mapper = await reading.build_mapper(
-        list(context.project.adapters.values()), context.registry, default_expressions()
-    )
+    documents = list(Project.load(settings.project).adapters.values())
+    mapper = await reading.build_mapper(documents, context.registry, default_expressions())
     if not mapper.types:
         raise SettingsError(
             "the project has no adapter, so no fact could be accepted",
-            where=str(context.project.root / "adapters"),
+            where=str(settings.project / "adapters"),
             hint="add one; services/intake/README.md shows how",
         )
     desk = Desk(mapper, timedelta(days=settings.dedup_horizon_days))
-    facts = FACTS_RAW.of(settings.topic_prefix)
+    facts = context.topic("facts.raw")
     entrance = Entrance(
         desk=desk,
         registry=context.registry,
@@ -69,8 +68,7 @@ async def build(context: Context) -> Parts:
                     raise
                 log.warning("intake.forget_waits", error=type(error).__name__)
 
-    records = await Records.open(context.registry, settings.schemas_dir)
-    handlers = (_facts(context, desk, facts), _status(records, STATUS.of(settings.topic_prefix)))
+    handlers = (_facts(context, desk, facts), _status(context.records, context.topic("status")))
     return Parts(handlers=handlers, app=make_app(entrance), background=(forget,))
 
 

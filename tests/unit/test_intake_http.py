@@ -1,0 +1,127 @@
+"""The HTTP entrance when the broker is gone or too much is in flight: nothing is said to be durable that is not.
+The producer is the real one, pointed at an address where nobody listens.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import httpx2
+import pytest
+
+from factmesh.clock import SystemClock
+from factmesh.expressions import default_expressions
+from factmesh.kafka import Publisher
+from factmesh.metrics import Metrics
+from factmesh.postgres import Pool
+from factmesh.project import Project
+from factmesh.registry import open_registry
+from factmesh_intake import http, problems, reading
+from factmesh_intake.model import Desk
+
+PROJECT = Path(__file__).parents[2] / "examples" / "customer_onboarding"
+HEADERS = {
+    "ce-specversion": "1.0",
+    "ce-id": "1",
+    "ce-source": "//shop.example/web",
+    "ce-type": "customer.signed_up",
+    "ce-dataschema": "x:/customer.signed_up/v2",
+    "content-type": "application/json",
+}
+
+
+def body() -> bytes:
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    return json.dumps({"customer_id": "C", "email": "e@example.org", "country": "AT", "signed_up_at": at}).encode()
+
+
+def _port_of_nobody() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx2.AsyncClient]:
+    registry = open_registry(project=PROJECT)
+    documents = list(Project.load(PROJECT).adapters.values())
+    mapper = await reading.build_mapper(documents, registry, default_expressions())
+    publisher = Publisher(f"127.0.0.1:{_port_of_nobody()}", client_id="test")
+    entrance = http.Entrance(
+        desk=Desk(mapper, timedelta(days=14)),
+        registry=registry,
+        publisher=publisher,
+        pool=cast(Pool, None),  # no request of these tests reads the database
+        clock=SystemClock(),
+        metrics=Metrics(),
+        topic="facts.raw",
+    )
+    transport: Any = httpx2.ASGITransport(app=http.make_app(entrance))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://intake") as made:
+        yield made
+    await publisher.close(0.1)
+
+
+async def test_without_a_broker_the_caller_is_told_to_come_back(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A2: nothing is acknowledged before it is durable; 503 with Retry-After, and the same id may be sent again."""
+    monkeypatch.setattr(http, "ACK_S_MAX", 0.3)
+    answer = await client.post("/facts", headers=HEADERS, content=body())
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "5"
+    assert answer.json()["type"].endswith("/problems/unavailable")
+    assert "same id" in answer.json()["detail"]
+    batch = [
+        {k.removeprefix("ce-"): v for k, v in HEADERS.items() if k.startswith("ce-")} | {"data": json.loads(body())}
+    ]
+    answer = await client.post(
+        "/facts", headers={"content-type": "application/cloudevents-batch+json"}, content=json.dumps(batch).encode()
+    )
+    assert answer.status_code == 503
+
+
+async def test_requests_in_flight_are_bounded(client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DESIGN 3, back-pressure: above the bound nothing is read, and the caller is told when to come back."""
+    monkeypatch.setattr(http, "IN_FLIGHT_MAX", 0)
+    answer = await client.post("/facts", headers=HEADERS, content=body())
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert answer.json()["type"].endswith("/problems/busy")
+
+
+async def test_a_streamed_body_is_cut_off_at_its_bound(client: httpx2.AsyncClient) -> None:
+    """A2: a body without Content-Length is never read further than a fact may be large."""
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(1000):
+            sent += 100_000
+            yield b" " * 100_000
+
+    answer = await client.post("/facts", headers=HEADERS, content=endless())
+    assert answer.status_code == 413
+    assert sent < 2 * http.BODY_BYTES_MAX
+
+
+def test_every_problem_has_its_page() -> None:
+    """A2: the type of a problem leads to what the caller does next."""
+    for problem in problems.TABLE:
+        page = problems.page(problem)
+        assert problem.advice in page
+        assert str(problem.status) in page
+        assert problems.document(problem, "http://a/")["type"] == f"http://a/problems/{problem.slug}"
+    assert len(problems.BY_SLUG) == len(problems.TABLE)
+
+
+def test_a_bug_tells_nobody_the_payload() -> None:
+    """F5: the text of an exception that is not ours may quote what it choked on, so it stays inside."""
+    problem = problems.of_error(KeyError("secret@example.org"))
+    assert problem.status == 500
+    assert "secret" not in json.dumps(problems.document(problem, "http://a", KeyError("secret@example.org")))
