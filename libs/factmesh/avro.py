@@ -18,6 +18,7 @@ from factmesh.avro_strict import (
     MisfitError,
     compile_record,
     has_mutable_default,
+    named_types,
     refuse_bombs,
     refuse_naive,
     strip_logical,
@@ -42,6 +43,7 @@ class Schema:
         source: the schema as JSON-plain data, logical types included.
         name: the record's unqualified name, e.g. `fact`.
         fullname: with its namespace.
+        named: the types inside that have names, by name and by full name.
     """
 
     __slots__ = (
@@ -54,6 +56,7 @@ class Schema:
         "fullname",
         "id",
         "name",
+        "named",
         "source",
         "subject",
         "version",
@@ -79,6 +82,7 @@ class Schema:
         self._plain = plain
         self.fullname = str(plain["name"])
         self.field_names: tuple[str, ...] = tuple(f["name"] for f in self.source["fields"])
+        self.named = named_types(self.source)
         self._check = compile_record(plain, dict(plain["__named_schemas"]))
         self._mutable_defaults = has_mutable_default(plain)
         self._prefix = bytes([MAGIC]) + id.to_bytes(4, "big")

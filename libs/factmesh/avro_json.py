@@ -31,9 +31,9 @@ _TICK_US: Final[Mapping[str, int]] = {"millis": 1_000, "micros": 1}
 class _Reader:
     """One walk over one value: the named types of the schema, and whose value it is."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, named: Mapping[str, Any]) -> None:
         self.where = where
-        self.named: dict[str, Any] = {}
+        self.named = named
 
     def wrong(self, path: str, wanted: str, value: Any) -> ValidationError:
         found = "null" if value is None else _JSON_NAMES.get(type(value), type(value).__name__)
@@ -50,8 +50,6 @@ class _Reader:
         if logical is not None and isinstance(value, str):
             return logical(self, node, value, path)
         kind = node["type"]
-        if kind in ("record", "enum", "fixed"):
-            self.remember(node)
         if kind == "record":
             return self.record(node, value, path)
         if kind == "enum":
@@ -72,12 +70,6 @@ class _Reader:
                 raise self.wrong(path, f"{node['size']} bytes in base64", value)
             return raw
         return self.read(kind, value, path)
-
-    def remember(self, node: Mapping[str, Any]) -> None:
-        name = str(node["name"])
-        self.named[name] = node
-        if "namespace" in node and "." not in name:
-            self.named[f"{node['namespace']}.{name}"] = node
 
     def record(self, node: Mapping[str, Any], value: Any, path: str) -> dict[str, Any]:
         if not isinstance(value, Mapping):
@@ -277,7 +269,7 @@ def validate(schema: Schema, value: Any, where: str = "") -> dict[str, Any]:
 
     Logical types may come as text (instants with an offset, dates, decimals, UUIDs) or as Avro's own integer.
     """
-    record = _Reader(where or schema.label).read(schema.source, value, "")
+    record = _Reader(where or schema.label, schema.named).read(schema.source, value, "")
     schema.check(record, where)
     return record  # type: ignore[no-any-return]
 
@@ -290,12 +282,11 @@ def to_json(schema: Schema, record: Mapping[str, Any], where: str = "") -> dict[
 
     Raises ValidationError for an instant outside the years 1 to 9999, naming the field.
     """
-    named: dict[str, Any] = {}
-    out = _plain(schema.source, record, "", named, where or schema.label)
+    out = _plain(schema.source, record, "", schema.named, where or schema.label)
     return out  # type: ignore[no-any-return]
 
 
-def _plain(node: Any, value: Any, path: str, named: dict[str, Any], where: str) -> Any:
+def _plain(node: Any, value: Any, path: str, named: Mapping[str, Any], where: str) -> Any:
     if value is None:
         return None
     if isinstance(node, list):
@@ -308,10 +299,6 @@ def _plain(node: Any, value: Any, path: str, named: dict[str, Any], where: str) 
     if logical in _LOGICAL:
         return _plain_logical(node, logical, value, path, where)
     kind = node["type"]
-    if kind in ("record", "enum", "fixed"):
-        named[str(node["name"])] = node
-        if "namespace" in node:
-            named[f"{node['namespace']}.{node['name']}"] = node
     if kind == "record":
         dot = f"{path}." if path else ""
         fields = node["fields"]
@@ -325,7 +312,7 @@ def _plain(node: Any, value: Any, path: str, named: dict[str, Any], where: str) 
     return value if kind == "enum" else _plain(kind, value, path, named, where)
 
 
-def _plain_union(node: list[Any], value: Any, path: str, named: dict[str, Any], where: str) -> Any:
+def _plain_union(node: list[Any], value: Any, path: str, named: Mapping[str, Any], where: str) -> Any:
     branches = [b for b in node if b != "null"]
     if len(branches) == 1:
         return _plain(branches[0], value, path, named, where)

@@ -4,6 +4,7 @@ Pure: no codec lives here; `avro` calls these around the vendor's codec, which i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -15,6 +16,7 @@ SCHEMA_DEPTH_MAX: Final = 32
 INT_MIN, INT_MAX = -(1 << 31), (1 << 31) - 1
 LONG_MIN, LONG_MAX = -(1 << 63), (1 << 63) - 1
 PRIMITIVES: Final = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOGICAL_ATTRIBUTES: Final = frozenset({"logicalType", "precision", "scale"})
 
 Check = Callable[[Any, str], None]
@@ -241,6 +243,9 @@ def refuse_bombs(source: Mapping[str, Any], where: str) -> None:
             fields = node.get("fields")
             if not isinstance(fields, list) or not all(isinstance(f, Mapping) and "type" in f for f in fields):
                 raise SchemaError(f"record {full} has no list of fields", where=where, hint="correct the .avsc")
+            for name in (*full.split("."), *(str(f.get("name", "")) for f in fields)):
+                if not _NAME.fullmatch(name):
+                    raise SchemaError(f"{name!r} is not a valid Avro name", where=where, hint="letters, digits and _")
             named[full] = sum(floor(f["type"], space, (*inside, full)) for f in fields)
             return int(named[full])
         if kind == "array":
@@ -262,6 +267,29 @@ def refuse_bombs(source: Mapping[str, Any], where: str) -> None:
         return floor(kind, space, (*inside, "type"))
 
     floor(source, "", ())
+
+
+def named_types(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Every named type of a schema, under its name and under its full name."""
+    named: dict[str, Any] = {}
+
+    def visit(node: Any, space: str) -> None:
+        if isinstance(node, list):
+            for branch in node:
+                visit(branch, space)
+        if not isinstance(node, Mapping):
+            return
+        if node.get("type") in ("record", "enum", "fixed"):
+            name = str(node["name"])
+            space = str(node.get("namespace", space))
+            named[name] = named[f"{space}.{name}" if space and "." not in name else name] = node
+        for field in node.get("fields", ()):
+            visit(field["type"], space)
+        for inner in ("items", "values", "type"):
+            visit(node.get(inner), space)
+
+    visit(source, "")
+    return named
 
 
 def has_mutable_default(node: Any) -> bool:

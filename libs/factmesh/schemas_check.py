@@ -94,7 +94,8 @@ _LOOKS: Final = {
 def _no_ambiguous_union(file: SchemaFile) -> Iterator[tuple[str, str]]:
     for node in walk(file.schema.source):
         if isinstance(node.type, list):
-            looks = [_LOOKS[_kind(b)] for b in node.type if _kind(b) in _LOOKS]
+            kinds = {_kind(b) for b in node.type}  # a type that is there twice is Avro's own error, or a record
+            looks = [_LOOKS[k] for k in kinds if k in _LOOKS]
             for look in sorted({x for x in looks if looks.count(x) > 1}):
                 yield f"field {node.path}: two branches that are both {look} in JSON", "keep one of them"
 
@@ -113,7 +114,6 @@ def _no_default_on_logical_or_bytes(file: SchemaFile) -> Iterator[tuple[str, str
 
 
 def _default_fits(file: SchemaFile) -> Iterator[tuple[str, str]]:
-    named = _named(file.schema.source)
     for node in walk(file.schema.source):
         if node.field is None or "default" not in node.field:
             continue
@@ -121,20 +121,9 @@ def _default_fits(file: SchemaFile) -> Iterator[tuple[str, str]]:
         if _kind(first) in ("bytes", "fixed"):
             continue
         try:
-            compile_check(first, named)(node.field["default"], node.path)
+            compile_check(first, file.schema.named)(node.field["default"], node.path)
         except MisfitError as misfit:
             yield f"the default does not fit: {misfit}", "a union's default is of its first branch"
-
-
-def _named(source: Mapping[str, Any]) -> dict[str, Any]:
-    space = str(source.get("namespace", ""))
-    named: dict[str, Any] = {}
-    for node in walk(source):
-        if isinstance(node.type, Mapping) and "name" in node.type:
-            name = str(node.type["name"])
-            named[name] = node.type
-            named[f"{node.type.get('namespace', space)}.{name}"] = node.type
-    return named
 
 
 def _named_like_subject(file: SchemaFile) -> Iterator[tuple[str, str]]:
