@@ -94,6 +94,7 @@ def about_of(row: Record) -> messages.About:
     return messages.About(
         row["thread"],
         bytes(row["root"]).decode(),
+        row["grp"],
         row["instance_id"],
         row["correlation_id"],
         row["business_object_type"],
@@ -219,7 +220,7 @@ class Acts:
     async def plan_discard(self, row: Record, person: messages.Person) -> tuple[Verb, int, tuple[Emission, ...]]:
         """What a discard would publish: who waits for the message is told. Raises RefusedError."""
         check_open(row)
-        if self.way(row) is Way.RESOLUTION:
+        if self.way(row) is Way.RESOLUTION and topic_of(row["topic"], self.namespace) is not COMMAND_NOTIFIER:
             raise _refuse(row, "whether it happened is unknown", "it can only be resolved: `factmesh dlq resolve`")
         if row["instance_id"] is None:
             return Verb.DISCARD, row["dead"], ()

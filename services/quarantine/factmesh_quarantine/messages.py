@@ -45,6 +45,7 @@ class About:
 
     record_id: UUID
     root: str
+    group: str
     instance_id: UUID
     correlation_id: str | None
     business_object_type: str | None
@@ -90,7 +91,14 @@ async def retry_step(
     registry: Registry, namespace: str, about: About, command: UUID, number: int, person: Person
 ) -> Emission:
     """`retry-step(command id, opening)`: the orchestrator makes a new run of the step, under a new key."""
-    body = {"command_id": str(command), "record_id": str(about.record_id), "opening": number, "reason": person.reason}
+    body = {
+        "command_id": str(command),
+        "record_id": str(about.record_id),
+        "root_id": about.root,
+        "group": about.group,
+        "opening": number,
+        "reason": person.reason,
+    }
     return await signal(registry, namespace, about, "retry_step", number, body, person)
 
 

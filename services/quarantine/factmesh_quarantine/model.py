@@ -166,10 +166,6 @@ class Way(StrEnum):
     RESOLUTION = "resolution"
 
 
-def _command_topic(topic: str, namespace: str) -> bool:
-    return topic_of(topic, namespace) in (COMMAND, COMMAND_NOTIFIER)
-
-
 def way_back(topic: str, reason: str, namespace: str) -> Way:
     """Commands are not replayed once they were rows (DESIGN section 9); everything else is an opening.
 
@@ -185,8 +181,9 @@ def way_back(topic: str, reason: str, namespace: str) -> Way:
 def discard_ends_command(topic: str, reason: str, root: str, namespace: str) -> UUID | None:
     """The command that a discard has to end with a resolution: one that died before it became a row.
 
-    A conflict's twin is another body under the id of a command that lives: giving up the twin must not end it.
+    A conflict's twin is another body under the id of a command that lives: giving up the twin must not end it. Nobody
+    waits for an unknown notification, so that one may be given up; any other unknown command is resolved.
     """
-    if not _command_topic(topic, namespace) or reason in (Reason.EXHAUSTED, Reason.UNKNOWN, Reason.CONFLICT):
+    if topic_of(topic, namespace) not in (COMMAND, COMMAND_NOTIFIER) or reason in (Reason.EXHAUSTED, Reason.CONFLICT):
         return None
     return Root(root).id

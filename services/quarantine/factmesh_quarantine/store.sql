@@ -1,3 +1,7 @@
+-- name: is_there
+-- Whether this schema holds an index.
+SELECT to_regclass('record');
+
 -- name: enter_threads
 -- Every thread of the batch has a row afterwards, whoever made it. Sorted: no deadlock.
 INSERT INTO thread (id) SELECT t.id FROM unnest($1::uuid[]) AS t (id) ORDER BY t.id ON CONFLICT (id) DO NOTHING;
