@@ -14,6 +14,7 @@ from typing import Any, Final
 import fastavro
 from fastavro.read import SchemaResolutionError
 
+from factmesh import avro_fast
 from factmesh.avro_strict import (
     MisfitError,
     compile_record,
@@ -48,6 +49,7 @@ class Schema:
 
     __slots__ = (
         "_check",
+        "_fast",
         "_logical",
         "_mutable_defaults",
         "_plain",
@@ -86,6 +88,7 @@ class Schema:
         self._check = compile_record(plain, dict(plain["__named_schemas"]))
         self._mutable_defaults = has_mutable_default(plain)
         self._prefix = bytes([MAGIC]) + id.to_bytes(4, "big")
+        self._fast = avro_fast.compile_flat(plain["fields"], self._prefix)
 
     @property
     def label(self) -> str:
@@ -163,6 +166,11 @@ def peek_schema_id(value: bytes | None, where: str = "") -> int:
 
 def encode(schema: Schema, record: Mapping[str, Any], where: str = "") -> bytes:
     """Framed bytes of a complete record. Raises ValidationError that names the field which does not fit."""
+    if schema._fast is not None:
+        try:
+            return schema._fast[0](record)
+        except avro_fast.NOT_PLAIN:
+            pass  # the strict path words what is wrong
     schema.check(record, where)
     return _write(schema, schema._plain, record, where)
 
@@ -183,6 +191,11 @@ def decode(value: bytes, writer: Schema, reader: Schema | None = None, where: st
     seen = peek_schema_id(value, where)
     if writer.id and seen != writer.id:
         raise DecodeError(f"written with schema id {seen}, not with {writer.label}", where=where)
+    if writer._fast is not None and (reader is None or reader is writer):
+        try:
+            return writer._fast[1](value)
+        except avro_fast.NOT_PLAIN:
+            pass  # the strict path judges it
     return _read(value, PREFIX_BYTES, writer, reader or writer, False, where)
 
 

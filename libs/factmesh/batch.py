@@ -350,7 +350,7 @@ class Runner(Generic[S]):
             except Exception as bug:
                 # Frames only: the text and the locals of a bug may quote the payload (F5).
                 _, text, frames = dlq.describe(bug)
-                log.error("message.bug", where=item.delivery.where, message_id=str(message.id), error=text, stack=frames)
+                log.error("message.bug", where=item.delivery.where, id=str(message.id), error=text, stack=frames)
                 item.error = bug
                 continue
             item.emissions = emissions

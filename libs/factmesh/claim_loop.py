@@ -43,6 +43,8 @@ class Death:
         record: the decoded message, for the diagnosis headers (`command_id`, `step`, `instance_id`, …).
         replayable: also mark its ledger row `dead`, so that an opening is handled as a message (the notifier's way);
             otherwise the record is answered by a signal or a resolution (the connector's way).
+        opening: the number that it died under, where a person's word has opened it again since; else the delivery's.
+        group: the consumer group that handles an opening, where it is not the service's main one.
     """
 
     original: Delivery
@@ -52,6 +54,8 @@ class Death:
     first_failed_at: datetime
     record: Mapping[str, Any]
     replayable: bool = False
+    opening: int | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,8 @@ class ClaimKind:
     work: Callable[[Claimed], Awaitable[Settlement]]
     lease_s: float
     concurrency: int = 32
+    handler: str = ""
+    """The handler whose messages became these rows: its consumer group is the one that a death belongs to."""
     save: Callable[[Connection, Sequence[tuple[Claimed, Any]]], Awaitable[None]] | None = None
 
 
@@ -213,7 +219,7 @@ class ClaimLoop:
             # The row stays leased, comes due again as interrupted, and nothing is claimed of it. Frames only: the text
             # and the locals of a bug may quote the payload (F5).
             _, text, frames = dlq.describe(bug)
-            log.error("claims.bug", kind=self.kind.name, row_id=str(row.id), attempt=row.attempts, error=text, stack=frames)
+            log.error("claims.bug", kind=self.kind.name, row_id=str(row.id), error=text, stack=frames)
             self._free += 1
             return
         self._metrics.observe("factmesh_work_seconds", self._clock.monotonic() - began, self.kind.name)
@@ -305,8 +311,8 @@ class ClaimLoop:
             death.original,
             death.error,
             root=death.root,
-            opening=death.original.opening,
-            group=self._group,
+            opening=death.original.opening if death.opening is None else death.opening,
+            group=death.group or self._group,
             stage=f"{self._service}/{self.kind.name}",
             first_failed_at=death.first_failed_at,
             failed_at=now,

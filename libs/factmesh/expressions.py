@@ -84,6 +84,7 @@ class Scope(Mapping[str, Json]):
                     flat[name] = value
                 elif isinstance(value, Mapping):
                     flat.update({f"{name}.{member}": inner for member, inner in value.items()})
+            _refuse_nul(flat)
             found = self._activations[owners] = self._activate(flat)
         return found
 
@@ -237,6 +238,21 @@ class _Reader:
         return ExpressionError(message, where=_named(self.text), hint=hint)
 
 
+def _refuse_nul(values: Json) -> None:
+    """The vendor cuts a text from Python at U+0000 without a word: `"refused\\0x"` would equal `"refused"`."""
+    rest: list[Json] = [values]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            if "\x00" in value:
+                raise ValueError("NUL in a text")
+        elif isinstance(value, Mapping):
+            rest.extend(value)
+            rest.extend(value.values())
+        elif isinstance(value, list | tuple):
+            rest.extend(value)
+
+
 def _finite(text: str, plain: Json) -> Json:
     if isinstance(plain, float) and not math.isfinite(plain):
         raise ExpressionError("its value is not a finite number", where=_named(text), hint="guard the division")
@@ -308,6 +324,7 @@ def _failed(text: str, problem: str) -> ExpressionError:
         ("Integer value", "a value is an integer beyond 64 bits", "send it as text"),
         ("non-message type", "a field is asked of something that is not a map", "test with has(…) or != null"),
         ("Non-CEL value", "a value is not JSON-plain", "pass null, bool, number, text, lists and maps only"),
+        ("NUL in a text", "a value holds the character U+0000", "remove it where the data comes from"),
         ("construction from null", "a text is not valid Unicode", "send text without lone surrogates"),
     )
     for sign, message, hint in known:

@@ -294,11 +294,15 @@ async def _stop(running: Running, loops: Sequence[ClaimLoop], server: uvicorn.Se
     log.info("service.stopped")
 
 
+def _group(context: Context, handler: str) -> str:
+    return f"{context.group}-{handler}" if handler else context.group
+
+
 def _claim_loop(context: Context, kind: ClaimKind) -> ClaimLoop:
     return ClaimLoop(
         kind,
         service=context.service,
-        group=context.group,
+        group=_group(context, kind.handler),
         version=context.version,
         pool=context.pool,
         publisher=context.publisher,
@@ -309,7 +313,7 @@ def _claim_loop(context: Context, kind: ClaimKind) -> ClaimLoop:
 
 
 def _batch_loop(context: Context, handler: Handler[Any], careful: bool) -> BatchLoop:
-    group = f"{context.group}-{handler.name}" if handler.name else context.group
+    group = _group(context, handler.name)
     settings = context.settings
 
     def subscribe(group: str, names: Sequence[str], drain: Callable[[], Awaitable[None]]) -> Subscription:

@@ -156,7 +156,7 @@ async def test_openings_are_judged_by_root_and_by_own_id(stack: Stack, namespace
         assert len(await status_of(running)) == 1
 
 
-async def test_a_corrected_message_that_meets_its_resent_twin_is_not_applied_twice(stack: Stack, namespace: str) -> None:
+async def test_a_corrected_message_that_meets_its_twin_is_not_applied_twice(stack: Stack, namespace: str) -> None:
     """The twin came first: the opening is dead again under its number, raising the root's row (DESIGN 9)."""
     async with open_service(toy.service(), await toy.settings(stack, namespace)) as running:
         context = running.context

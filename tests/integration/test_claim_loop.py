@@ -1,4 +1,4 @@
-"""The claim loop on the real database and broker: leases, epochs, lost workers and unpublished outcomes (DESIGN 3b, 5)."""
+"""The claim loop on the real database and broker: leases, epochs, lost workers, unpublished outcomes (DESIGN 3b, 5)."""
 
 from __future__ import annotations
 

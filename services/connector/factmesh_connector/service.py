@@ -97,7 +97,14 @@ def kinds(context: Context, connectors: Mapping[str, Connector], concurrency: in
     leases_s = {KIND_PREFIX + name: lease_s(connector) for name, connector in connectors.items()}
     attempts = Attempts(connectors, context.clock, context.metrics, leases_s)
     return tuple(
-        ClaimKind(kind, attempts.work, lease_s=lease, concurrency=concurrency, save=store.save_calls)
+        ClaimKind(
+            kind,
+            attempts.work,
+            lease_s=lease,
+            concurrency=concurrency,
+            handler=kind.removeprefix(KIND_PREFIX),
+            save=store.save_calls,
+        )
         for kind, lease in leases_s.items()
     )
 
