@@ -169,6 +169,14 @@ def test_data_that_is_not_plain_is_an_error(cel: CelExpressions, datum: object, 
     assert what in failing(cel, "input.v", {"input": {"v": datum}, "steps": {}})
 
 
+@pytest.mark.parametrize("datum", ["refused\x00x", ["\x00"], {"a\x00b": 1}, {"k": [{"k": "\x00"}]}])
+def test_a_nul_never_cuts_a_text(cel: CelExpressions, datum: Any) -> None:
+    """B3: the vendor cuts texts from Python at U+0000, so that `refused\\0x` equalled `refused`: an error now."""
+    message = failing(cel, "input.v", {"input": {"v": datum}, "steps": {}})
+    assert "a value holds the character U+0000 (remove it where the data comes from)" in message
+    assert cel.compile('"a\\u0000b"', VARIABLES).evaluate(VALUES) == "a\x00b"
+
+
 @pytest.mark.parametrize("datum", [2**70, "\ud800", {1, 2}, "secret-value"])
 def test_errors_do_not_repeat_data(cel: CelExpressions, datum: object) -> None:
     """F5: what came from data (a value, a computed key) is not in the error, which ends up in logs and DLQ headers."""
@@ -217,10 +225,13 @@ def test_an_evaluation_is_cheap(cel: CelExpressions) -> None:
     scope = cel.scope(VALUES)
     program = cel.compile('steps.verify.verdict == "refused"', VARIABLES)
     program.evaluate(scope)
-    began = time.perf_counter()
-    for _ in range(2000):
-        program.evaluate(scope)
-    assert (time.perf_counter() - began) / 2000 < 200e-6
+    rounds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        for _ in range(200):
+            program.evaluate(scope)
+        rounds.append(time.perf_counter() - began)
+    assert min(rounds) / 200 < 200e-6
 
 
 @pytest.mark.parametrize(
@@ -271,15 +282,18 @@ json_values = st.recursive(
     | st.booleans()
     | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec="utf-8"), max_size=20),
+    | st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=8), inner, max_size=4)
+        | st.dictionaries(
+            st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8), inner, max_size=4
+        )
     ),
     max_leaves=15,
 )
 
 
+@settings(max_examples=300, deadline=None)
 @given(json_values)
 def test_data_passes_through_unchanged(value: object) -> None:
     """B3: any JSON-plain datum comes through an expression equal and of the same kind."""
@@ -288,7 +302,7 @@ def test_data_passes_through_unchanged(value: object) -> None:
     assert repr(result) == repr(value) or isinstance(value, dict | list)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text(st.characters(codec="utf-8"), max_size=60), json_values)
 def test_any_text_compiles_or_says_why(text: str, value: object) -> None:
     """Bad input: whatever is written as an expression, the answer is a JSON value or one of our errors."""

@@ -231,7 +231,7 @@ _JUNK = st.recursive(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(_places(_DATA)[1:]), _JUNK), min_size=1, max_size=3))
 def test_whatever_is_written_is_answered(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
     """Bad input: junk anywhere in a definition ends in findings; what has no error compiles, draws and has a hash."""
