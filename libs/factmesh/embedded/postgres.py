@@ -86,8 +86,11 @@ class EmbeddedPostgres:
                 self._open_to(user)
             self._initdb(user)
             self._bound = self._choose_port()
-            sockets = _socket_dir(self._pgdata, user)
-            command = [str(_bin("postgres")), "-D", str(self._pgdata), "-p", str(self._bound), "-k", sockets]
+            sockets = _socket_dir(self._pgdata)
+            sockets.mkdir(mode=0o700, exist_ok=True)
+            if user:
+                shutil.chown(sockets, user)
+            command = [str(_bin("postgres")), "-D", str(self._pgdata), "-p", str(self._bound), "-k", str(sockets)]
             for name, value in SETTINGS.items():
                 command += ["-c", f"{name}={value}"]
             self._server.start(command, env=_environment(), user=user)
@@ -102,18 +105,22 @@ class EmbeddedPostgres:
     def stop(self) -> None:
         """In order, with a checkpoint."""
         self._server.stop()
-        self._lock.release()
+        self._leave()
 
     def kill(self) -> None:
         """SIGKILL: for tests of what a crash leaves."""
         self._server.kill()
-        self._lock.release()
+        self._leave()
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
+
+    def _leave(self) -> None:
+        shutil.rmtree(_socket_dir(self._pgdata), ignore_errors=True)
+        self._lock.release()
 
     def _choose_port(self) -> int:
         """The port given, else the one it had, else a free one."""
@@ -185,14 +192,9 @@ def _server_user() -> str | None:
     return UNPRIVILEGED_USER if hasattr(os, "geteuid") and os.geteuid() == 0 else None
 
 
-def _socket_dir(pgdata: Path, user: str | None) -> str:
+def _socket_dir(pgdata: Path) -> Path:
     """A Unix socket's path holds some 100 bytes: a short folder of its own in the system's temporary directory."""
-    name = "fmpg-" + hashlib.sha256(str(pgdata).encode()).hexdigest()[:12]
-    directory = Path(tempfile.gettempdir()) / name
-    directory.mkdir(mode=0o700, exist_ok=True)
-    if user:
-        shutil.chown(directory, user)
-    return str(directory)
+    return Path(tempfile.gettempdir()) / ("fmpg-" + hashlib.sha256(str(pgdata).encode()).hexdigest()[:12])
 
 
 def _environment() -> dict[str, str]:
