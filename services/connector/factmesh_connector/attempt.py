@@ -104,7 +104,8 @@ class _Attempt:
     connector: Connector
     operation: Operation
     policy: RetryPolicy
-    #: PostgreSQL's clock, carried on by this process's monotonic one: leases and due times are judged by it.
+    #: When the claim was sent, in this process's monotonic seconds: from then on it carries PostgreSQL's clock on.
+    #: That runs ahead by the claim's round trip at most: better than a retry before its `Retry-After`.
     began: float
     traceparent: str | None = None
     calls: list[Call] = field(default_factory=list)
@@ -128,10 +129,11 @@ class Attempts:
         declared = connector.operations.get(task.operation)
         # Gone from the file since the command was accepted: nothing may be called, and nothing known is forgotten.
         operation = declared or Operation(task.operation, Strategy.NONE, in_flight_max_s=task.in_flight_max_s)
+        lease_s = self._leases_s[row.kind]
         attempt = _Attempt(
-            row, task, delivery, connector, operation, task.retry or operation.retry, self._clock.monotonic()
+            row, task, delivery, connector, operation, task.retry or operation.retry, row.lease_ends - lease_s
         )
-        history = accounted(History.from_bytes(row.progress), row, self._leases_s[row.kind])
+        history = accounted(History.from_bytes(row.progress), row, lease_s)
         now = self._now(attempt)
         gone = None if declared else f"operation {task.connector}.{task.operation} is not declared any more"
         then = follow.before(operation, history, now, gone or admit(task, attempt.policy, history, now))
