@@ -25,12 +25,14 @@ from ruamel.yaml.events import (
 from factmesh.document import Document, Json, Path
 from factmesh.errors import DefinitionError
 
-__all__ = ["document_bytes_max", "document_depth_max", "load", "parse"]
+__all__ = ["document_bytes_max", "document_depth_max", "document_values_max", "load", "parse"]
 
 #: People write these files by hand; the largest sensible one is a few dozen kilobytes.
 document_bytes_max = 256 * 1024
 #: Deeper than any definition that a reviewer can read, and far below the interpreter's recursion limit.
 document_depth_max = 32
+#: Parsing costs some 50 µs a value; this many take a second, and no reviewer reads them.
+document_values_max = 20_000
 
 # The core schema of YAML 1.2: `on`, `yes`, `1_000`, `12:30` and dates are text.
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
@@ -101,6 +103,8 @@ class _Builder:
     def _value(self, event: Any, path: Path) -> Json:
         self._plain(event)
         self.marks[path] = (event.start_mark.line + 1, event.start_mark.column + 1)
+        if len(self.marks) > document_values_max:
+            raise self._error(event, f"holds more than {document_values_max} values", "split it")
         if isinstance(event, ScalarEvent):
             return self._scalar(event)
         if len(path) >= document_depth_max:

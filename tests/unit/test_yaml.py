@@ -144,6 +144,13 @@ def test_size_is_bounded(tmp_path: Path) -> None:
         yaml.load(big)
 
 
+def test_the_number_of_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad input: a small file of very many values is refused at the bound, counting lists and maps too."""
+    monkeypatch.setattr(yaml, "document_values_max", 10)
+    assert read("[1, 2, 3, 4, {a: 6, b: 7}, [], 10]") is not None
+    assert refused("[1, 2, 3, 4, {a: 6, b: 7}, [], 10, 11]").startswith("x.yaml:1:36: holds more than 10 values")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """Bad input: a file that is not there is an error about that file."""
     with pytest.raises(DefinitionError, match=r"gone\.yaml: cannot be read: No such file"):
