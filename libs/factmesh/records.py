@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -38,7 +39,7 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 class _Shape:
     """What decoding asks of one version of a record, beyond Avro's types; compiled once."""
 
-    __slots__ = ("defaults", "hashed", "texts", "times", "uuids")
+    __slots__ = ("_numbers_of", "_others", "_texts_of", "defaults", "texts", "times", "uuids")
 
     def __init__(self, schema: Schema) -> None:
         fields = schema.source["fields"]
@@ -46,8 +47,14 @@ class _Shape:
         self.uuids = tuple(f["name"] for f in fields if f["name"] in UUID_FIELDS)
         self.times = tuple(f["name"] for f in fields if _is_time(f["type"]))
         self.texts = tuple(f["name"] for f in fields if "string" in _branches(f["type"]))
-        self.hashed = tuple(
-            (n, f"{n}=", self.defaults.get(n, _ABSENT)) for n in sorted(schema.field_names) if n not in UNHASHED
+        required = {f["name"]: f["type"] for f in fields if "default" not in f and f["name"] not in UNHASHED}
+        self._texts_of = _tuple_getter(sorted(n for n, t in required.items() if t == "string"))
+        self._numbers_of = _tuple_getter(sorted(n for n, t in required.items() if _branches(t)[0] in ("int", "long")))
+        self._others = tuple(
+            (n, self.defaults.get(n, _ABSENT))
+            for n in sorted(schema.field_names)
+            if n not in UNHASHED
+            and not (n in required and (required[n] == "string" or _branches(required[n])[0] in ("int", "long")))
         )
 
     def check(self, record: Mapping[str, Any], where: str) -> None:
@@ -67,16 +74,17 @@ class _Shape:
 
     def hash(self, record: Mapping[str, Any]) -> bytes:
         """16 bytes over the fields that a repeat keeps. A field at its default is left out, so that a version which
-        adds a field does not turn the repeats of older messages into conflicts.
+        adds a field does not turn the repeats of older messages into conflicts; those without a default are the same
+        in all versions. Lengths come before texts: no two bodies read the same.
         """
-        parts = []
-        for name, label, default in self.hashed:
+        texts = self._texts_of(record)
+        parts = [f"{[len(t) for t in texts]}{self._numbers_of(record)}{''.join(texts)}".encode()]
+        for name, default in self._others:
             value = record[name]
-            if value == default:
-                continue
-            raw = value if type(value) is bytes else str(value).encode()
-            parts.append(f"{label}{len(raw)}:".encode())
-            parts.append(raw)
+            if value != default:
+                raw = value if type(value) is bytes else str(value).encode()
+                parts.append(f"{name}={len(raw)}:".encode())
+                parts.append(raw)
         return blake2b(b"".join(parts), digest_size=16, person=b"fm.record.body").digest()
 
 
@@ -164,15 +172,15 @@ class Records:
             record = avro.decode(delivery.value, route.writer, route.reader, where)
         route.reader_shape.check(record, where)
         own_id = UUID(record["ce_id"])
+        opened = delivery.root_override if delivery.headers else None
         if not is_ours(own_id) or instant_ms_of(own_id) > INSTANT_MS_MAX:
             raise _wrong("ce_id", "is not an id of ours (UUID version 8 that begins with an instant)", where)
-        opening = delivery.opening
         return Message(
             delivery=delivery,
             kind=route.kind,
-            root=delivery.root_override or Root.own(own_id),
+            root=opened or Root(f"id:{record['ce_id']}"),  # Root.own, without formatting the id again
             id=own_id,
-            opening=opening,
+            opening=delivery.opening if opened else 0,
             record=record,
             hash=hashed,
             instant_ms=instant_ms_of(own_id),
@@ -261,6 +269,13 @@ def decode_fact(registry: Registry, value: bytes | None, where: str = "") -> tup
 
 def _wrong(field: str, what: str, where: str) -> ValidationError:
     return ValidationError(f"field {field} {what}", where=where, hint="correct the field and replay the message")
+
+
+def _tuple_getter(names: list[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """The values of these names as a tuple, also of one name or none."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda record: tuple(record[n] for n in names)
 
 
 def _branches(node: Any) -> tuple[str, ...]:
