@@ -22,6 +22,9 @@ from factmesh.workflow.model import Workflow, parse_workflow
 #: More files than a process has; a folder with more is probably not a project.
 files_max = 2_000
 
+#: There without being declared: a project needs no server to tell something.
+LOG_CHANNEL = "log"
+
 _ID = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _VERSION_FILE = re.compile(r"v([1-9][0-9]{0,5})\.yaml")
 
@@ -47,6 +50,7 @@ class Project:
     template_files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     schemas_dir: Path | None = None
     sandbox: Document | None = None
+    channels: Document | None = None
 
     @classmethod
     def load(cls, path: Path | str) -> Project:
@@ -55,7 +59,6 @@ class Project:
         if not root.is_dir():
             raise DefinitionError("is not a folder", where=str(root), hint="set FACTMESH_PROJECT to the project folder")
         workflows = dict(_workflow_files(root / "workflows"))
-        sandbox = root / "sandbox.yaml"
         return cls(
             root=root,
             workflow_documents={key: yaml.load(file) for key, file in workflows.items()},
@@ -67,7 +70,8 @@ class Project:
             policies={name: _policy(document) for name, document in _documents(root / "policies").items()},
             template_files=_templates(root / "templates"),
             schemas_dir=schemas if (schemas := root / "schemas").is_dir() else None,
-            sandbox=yaml.load(sandbox) if sandbox.is_file() else None,
+            sandbox=_document(root / "sandbox.yaml"),
+            channels=_document(root / "channels.yaml"),
         )
 
     def workflows(self) -> tuple[Workflow, ...]:
@@ -105,6 +109,7 @@ class Project:
                 **{name: operations_in(document.data) for name, document in self.connectors.items()},
             },
             templates=frozenset(self.template_files),
+            channels=_channels(self.channels),
             policies=frozenset(self.policies),
             audit_s=audit_s,
         )
@@ -163,6 +168,18 @@ def _workflow_files(folder: Path) -> Iterator[tuple[tuple[str, int], Path]]:
                     "is not a version of a workflow", where=str(file), hint="name it v1.yaml, v2.yaml, …"
                 )
             yield (_named(sub.name, sub), int(found.group(1))), file
+
+
+def _document(file: Path) -> Document | None:
+    return yaml.load(file) if file.is_file() else None
+
+
+def _channels(document: Document | None) -> frozenset[str] | None:
+    """The channels that a notify may use. A project without the file leaves them to its notifier's own: unknown."""
+    if document is None:
+        return None
+    declared = document.data.get("channels") if isinstance(document.data, dict) else None
+    return frozenset({LOG_CHANNEL, *(declared if isinstance(declared, dict) else ())})
 
 
 def _documents(folder: Path) -> dict[str, Document]:

@@ -51,6 +51,7 @@ AROUND = Surroundings(
     expressions=default_expressions(),
     connectors={"shop": {"look": OperationFacts(), "order": OperationFacts(), "scrap": OperationFacts(sensitive=True)}},
     templates=frozenset({"ordered"}),
+    channels=frozenset({"log", "email"}),
     policies=frozenset({"patient"}),
 )
 
@@ -93,6 +94,8 @@ BAD = [
     ("whole-payload", "${ fact.business_object_id }", "${ fact.data }", "input.from.id", "whole payload"),
     ("input-map", "{id: '${ fact.business_object_id }'}", "hello", "input.from", "is text without an expression"),
     ("template", "template: ordered", "template: orderd", "do[4].tell.notify.template", "no template 'orderd'"),
+    ("channel", "template: ordered", "channel: fax, template: ordered", "do[4].tell.notify.channel",
+     "no channel 'fax'"),
     ("retry-policy", "retry: patient", "retry: patent", "do[0].look.retry", "no retry policy 'patent'"),
     ("max-age", "sla:", "maxAge: P400D\nsla:", "w.yaml:5:1 at maxAge", "400 days, and ledger rows live 400"),
     ("sla-fits", "target: PT24H", "target: P91D", "w.yaml:5:7 at sla.target", "longer than maxAge"),

@@ -69,7 +69,8 @@ FILES = {
     "adapters/shop.yaml": ADAPTER,
     "connectors/shop.yaml": CONNECTOR,
     "policies/patient.yaml": "retry: {attempts_max: 3}\n",
-    "templates/ordered.txt": "Hello\n",
+    "channels.yaml": "channels: {email: {kind: smtp, host: localhost, from: a@example.com}}\n",
+    "templates/ordered.txt": "Subject: Hello\n\nHello\n",
     "templates/ordered.html": "<p>Hello</p>\n",
     "schemas/widget.broken/v1.avsc": "{}",
     "sandbox.yaml": "systems: {}\n",
@@ -102,6 +103,7 @@ def test_a_folder_is_loaded(folder: Path) -> None:
     assert [file.name for file in project.template_files["ordered"]] == ["ordered.html", "ordered.txt"]
     assert project.schemas_dir == folder / "schemas"
     assert project.sandbox is not None
+    assert project.surroundings().channels == {"log", "email"}
     assert project.lint(default_expressions()) == ()
 
 
@@ -110,6 +112,7 @@ def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
     project = Project.load(tmp_path)
     assert project.workflows() == ()
     assert (project.schemas_dir, project.sandbox, project.policies) == (None, None, {})
+    assert project.surroundings().channels is None
     with pytest.raises(DefinitionError, match=r"nowhere: is not a folder \(set FACTMESH_PROJECT"):
         Project.load(tmp_path / "nowhere")
 
@@ -198,6 +201,10 @@ def test_lint_command(folder: Path) -> None:
         ("connectors/shop.yaml", "connector: shop", "connector: store", "[connector]"),
         ("connectors/shop.yaml", "'ref+env://SHOP_TOKEN'", "hunter2", "auth.bearer is not a secret reference"),
         ("adapters/shop.yaml", "fact.id", "fact.", "[adapter]"),
+        ("channels.yaml", "kind: smtp", "kind: pigeon", "[channels]"),
+        ("channels.yaml", "email:", "mail:", "there is no channel 'email' [channel]"),
+        ("templates/ordered.txt", "Subject: ", "", "ordered.txt:1: error: does not begin with its subject"),
+        ("templates/ordered.txt", "\nHello", "\n{% if %}", "ordered.txt:3: error: is not a template"),
         ("adapters/shop.yaml", "shape: schema", "shape: odd", "[adapter]"),
     ],
 )

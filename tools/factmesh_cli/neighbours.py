@@ -1,4 +1,4 @@
-"""What `factmesh workflow lint` says of connectors and adapters, by the models of the services that run them.
+"""What `factmesh workflow lint` says of a workflow's neighbours, by the models of the services that run them.
 No rule is written here: a service that is not installed is not asked.
 """
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -30,19 +31,42 @@ def _adapter(adapters: ModuleType, name: str, document: Document) -> None:
     compile_it(model, document, default_expressions())
 
 
+def _channels(channels: ModuleType, name: str, document: Document) -> None:
+    channels.parse(document)
+
+
+def _templates(module: ModuleType, files: Mapping[str, tuple[Path, ...]]) -> Iterator[Finding]:
+    for name, forms in files.items():
+        try:
+            module.Templates({name: forms})
+        except FactmeshError as error:
+            yield Finding("template-text", Severity.ERROR, error.where or str(forms[0]), error.message, error.hint)
+
+
 def neighbour_findings(project: Project) -> tuple[Finding, ...]:
-    """Everything that is wrong in the project's connectors and adapters."""
+    """Everything that is wrong in the project's connectors, adapters, channels and templates."""
+    channels = {"channels": project.channels} if project.channels is not None else {}
+    templates = _installed("factmesh.templates")
     return (
+        *_checked("channels", "factmesh_notifier.channels", channels, _channels),
+        *(_templates(templates, project.template_files) if templates is not None else ()),
         *_checked("connector", "factmesh_connector.declared", project.connectors, _connector),
         *_plain_secrets(project.connectors),
         *_checked("adapter", "factmesh_intake.adapters", project.adapters, _adapter),
     )
 
 
-def _checked(rule: str, module_name: str, documents: Mapping[str, Document], check: Check) -> Iterator[Finding]:
+def _installed(module_name: str) -> ModuleType | None:
+    """The module, or None where its extra is not installed."""
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except ModuleNotFoundError:
+        return None
+
+
+def _checked(rule: str, module_name: str, documents: Mapping[str, Document], check: Check) -> Iterator[Finding]:
+    module = _installed(module_name)
+    if module is None:
         return
     for name, document in documents.items():
         try:

@@ -65,7 +65,7 @@ def lint(
         list[str] | None, typer.Option("--connector", help="A connector that is declared elsewhere; may be repeated.")
     ] = None,
 ) -> None:
-    """Check workflows, and the connectors and adapters that they need, against the rules.
+    """Check workflows, and the connectors, adapters, channels and templates that they need, against the rules.
 
     Ends with 1 if a rule is broken that forbids a deployment, with 2 if the project cannot be loaded.
     """

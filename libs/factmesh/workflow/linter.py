@@ -43,6 +43,7 @@ class Surroundings:
     expressions: Expressions | None = None
     connectors: Mapping[str, Mapping[str, OperationFacts] | None] | None = None
     templates: frozenset[str] | None = None
+    channels: frozenset[str] | None = None
     policies: frozenset[str] | None = None
     audit_s: float = audit_default_s
 
@@ -191,6 +192,13 @@ def _template(workflow: Workflow, around: Surroundings) -> Iterator[Problem]:
             yield Problem(where, f"there is no template {step.notify.template!r}", _among(around.templates))
 
 
+def _channel(workflow: Workflow, around: Surroundings) -> Iterator[Problem]:
+    for step in workflow.steps:
+        if isinstance(step, NotifyStep) and around.channels is not None and step.notify.channel not in around.channels:
+            where = workflow.where(step, ("notify", "channel"))
+            yield Problem(where, f"there is no channel {step.notify.channel!r}", _among(around.channels))
+
+
 def _policy(workflow: Workflow, around: Surroundings) -> Iterator[Problem]:
     for step in _calls(workflow):
         if step.retry is not None and around.policies is not None and step.retry not in around.policies:
@@ -252,6 +260,7 @@ RULES: tuple[Rule, ...] = (
     Rule("whole-payload", E, "An instance keeps declared fields, never a whole payload (B10).", _whole_payload),
     Rule("input-map", E, "An instance's input is a map of named fields.", _input_is_a_map),
     Rule("template", E, "Every notify names a template of the project.", _template),
+    Rule("channel", E, "Every notify uses a channel that the project declares, where it declares any.", _channel),
     Rule("retry-policy", E, "Every retry names a policy of the project.", _policy),
     Rule("max-age", E, "An instance ends before the ledger forgets it (DESIGN 8).", _max_age),
     Rule("sla-fits", E, "The SLA's target lies within the maximum age.", _sla_fits),
