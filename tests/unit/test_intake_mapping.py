@@ -4,6 +4,7 @@ The example project's own adapters and schemas are used as they lie there; small
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import struct
@@ -583,3 +584,16 @@ def test_the_precheck_asks_what_the_handler_asks(mapper: Mapper, registry: Direc
     published = decide_fact(desk, message(registry), NOW)[1][0]
     assert isinstance(published, Publish)
     assert accept(desk, incoming, NOW).data == published.body["data"]
+
+
+def test_schemas_that_are_missing_are_named_before_decoding(registry: DirectoryRegistry) -> None:
+    """DESIGN 7: a decode never waits, so what it needs is fetched before; also where the frame lies inside of JSON."""
+    framed = b"\0" + struct.pack(">I", 777) + b"x"
+    whole = {"specversion": "1.0", "id": "1", "source": SHOP, "type": TYPE, "datacontenttype": "application/avro"}
+    inside = json.dumps({**whole, "data_base64": base64.b64encode(framed).decode()}).encode()
+    structured = Delivery("t", 0, 0, None, inside, (("content-type", b"application/cloudevents+json"),))
+    assert reading.needs_schema(delivery(framed), registry) == 777
+    assert reading.needs_schema(structured, registry) == 777
+    assert reading.needs_schema(delivery(b"\0" + struct.pack(">I", 10000) + b"x"), registry) is None
+    for raw in (b"{}", b"", b"\0\0", b'{"data_base64": 1'):
+        assert reading.needs_schema(delivery(raw), registry) is None

@@ -22,6 +22,11 @@ from factmesh_intake.model import Incoming
 
 def needs_schema(delivery: Delivery, registry: Registry) -> int | None:
     """The schema id that must be fetched before `decode`; None where nothing is missing or the bytes say none."""
+    value = delivery.value or b""
+    if value[:1] == b"\0":
+        return records.fact_needs_schema(registry, value)
+    if b"data_base64" not in value:
+        return None  # a frame inside of JSON is base64; everything else is spared a second parsing
     try:
         return missing_schema(events.from_kafka(delivery), registry)
     except FactmeshError:
