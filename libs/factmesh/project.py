@@ -188,7 +188,7 @@ def _documents(folder: Path) -> dict[str, Document]:
 
 
 def _templates(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Templates by name: `welcome.txt` and `welcome.html` are two forms of the one template `welcome`."""
+    """Templates by name, each with all files of that name; what a template's file holds is the notifier's to say."""
     found: dict[str, tuple[Path, ...]] = {}
     for file in _files(folder, ""):
         name = _named(file.name.split(".")[0], file)

@@ -70,8 +70,7 @@ FILES = {
     "connectors/shop.yaml": CONNECTOR,
     "policies/patient.yaml": "retry: {attempts_max: 3}\n",
     "channels.yaml": "channels: {email: {kind: smtp, host: localhost, from: a@example.com}}\n",
-    "templates/ordered.txt": "Subject: Hello\n\nHello\n",
-    "templates/ordered.html": "<p>Hello</p>\n",
+    "templates/ordered.yaml": "subject: Hello\ntext: Hello {{ data.name }}\n",
     "schemas/widget.broken/v1.avsc": "{}",
     "sandbox.yaml": "systems: {}\n",
 }
@@ -100,7 +99,7 @@ def test_a_folder_is_loaded(folder: Path) -> None:
     assert project.adapters["shop"].data["source"] == "//shop.example"
     assert list(project.connectors["shop"].data["operations"]) == ["look"]
     assert project.policies["patient"].attempts_max == 3
-    assert [file.name for file in project.template_files["ordered"]] == ["ordered.html", "ordered.txt"]
+    assert [file.name for file in project.template_files["ordered"]] == ["ordered.yaml"]
     assert project.schemas_dir == folder / "schemas"
     assert project.sandbox is not None
     assert project.surroundings().channels == {"log", "email"}
@@ -203,8 +202,8 @@ def test_lint_command(folder: Path) -> None:
         ("adapters/shop.yaml", "fact.id", "fact.", "[adapter]"),
         ("channels.yaml", "kind: smtp", "kind: pigeon", "[channels]"),
         ("channels.yaml", "email:", "mail:", "there is no channel 'email' [channel]"),
-        ("templates/ordered.txt", "Subject: ", "", "ordered.txt:1: error: does not begin with its subject"),
-        ("templates/ordered.txt", "\nHello", "\n{% if %}", "ordered.txt:3: error: is not a template"),
+        ("templates/ordered.yaml", "subject", "title", "[template-text]"),
+        ("templates/ordered.yaml", "{{ data.name }}", "'{% if %}'", "ordered.yaml:2:1 at text: error"),
         ("adapters/shop.yaml", "shape: schema", "shape: odd", "[adapter]"),
     ],
 )
