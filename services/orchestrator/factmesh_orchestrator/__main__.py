@@ -1,14 +1,14 @@
-"""The command `factmesh-orchestrator`: settings -> run(SERVICE). Nothing else lives here."""
+"""The command `factmesh-orchestrator`: settings from the environment, then `run`.
+Nothing else lives here.
+"""
 
 from __future__ import annotations
 
-from factmesh.service import run
-from factmesh_orchestrator.service import SERVICE
+from factmesh.command import run_service
 
 
 def main() -> None:
-    """Run the orchestrator until SIGTERM."""
-    run(SERVICE)
+    run_service("orchestrator")
 
 
 if __name__ == "__main__":
