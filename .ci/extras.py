@@ -32,7 +32,7 @@ MISSING: dict[str, tuple[list[str], str]] = {
     "factmesh-connector": (["factmesh-connector"], "factmesh[connector]"),
     "factmesh-notifier": (["factmesh-notifier"], "factmesh[notifier]"),
     "factmesh-quarantine": (["factmesh-quarantine"], "factmesh[quarantine]"),
-    "factmesh-sandbox": (["factmesh-sandbox", "--help"], "factmesh[sandbox]"),
+    "factmesh-sandbox": (["factmesh-sandbox", "--schema"], "factmesh[sandbox]"),
 }
 
 
@@ -70,7 +70,15 @@ def main(wheel: Path) -> int:
     scratch = Path(tempfile.mkdtemp(prefix="fm-extras-"))
     try:
         for extra, (command, codes, words) in COMMANDS.items():
-            bin_folder = install(scratch / extra, wheel, extra)
+            try:
+                bin_folder = install(scratch / extra, wheel, extra)
+            except subprocess.CalledProcessError:
+                failures += 1
+                print(
+                    f"FAIL factmesh[{extra}]: lock/{extra}.txt does not satisfy pyproject.toml; run `make lock`",
+                    flush=True,
+                )
+                continue
             code, output = started(bin_folder, command)
             good = code in codes and words in output and "Traceback" not in output
             print(f"{'ok  ' if good else 'FAIL'} factmesh[{extra}] alone: {' '.join(command)}", flush=True)
