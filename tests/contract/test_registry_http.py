@@ -9,14 +9,18 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 import registry_server
+from typer.testing import CliRunner
 
 from factmesh import avro
 from factmesh.errors import ErrorClass, SchemaError, SettingsError, TransientError
 from factmesh.registry import HttpRegistry
+from factmesh.schema_files import LockEntry, write_lock, write_schema
+from factmesh_cli.schema import app
 
 SOURCE: dict[str, Any] = {
     "type": "record",
@@ -178,3 +182,19 @@ def test_a_wrong_address_is_named_at_once() -> None:
     """A registry address that is none stops the start, with an example."""
     with pytest.raises(SettingsError, match="http://registry:8081"):
         HttpRegistry("registry:8081")
+
+
+def test_the_command_registers_a_project(registry_url: str, tmp_path: Path) -> None:
+    """`factmesh schema register` puts the platform's and a project's schemas there by the lock; twice is once."""
+    name = f"moved_{uuid.uuid4().hex[:8]}"
+    write_schema(tmp_path / "schemas", f"parcel.{name}", 1, {**SOURCE, "name": name})
+    id = 42_000 + uuid.uuid4().int % 10_000
+    write_lock(tmp_path / "schemas", {f"parcel.{name}/v1": LockEntry(id)})
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["register", "--url", registry_url, "--project", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        assert f"parcel.{name}/v1: id {id}\n" in done.output
+        assert "factmesh.fact/v1: id 1\n" in done.output
+    down = CliRunner().invoke(app, ["register", "--url", "http://127.0.0.1:9"])
+    assert down.exit_code == 2
+    assert "cannot be reached" in down.output
