@@ -115,10 +115,12 @@ async def catch_up(index: Index, progress: Progress | None = None) -> int:
     )
     await consumer.start()
     try:
-        names = dlq_topics(dict.fromkeys(await consumer.topics(), 0), index.namespace)
-        partitions = [TopicPartition(t, p) for t in names for p in sorted(consumer.partitions_for_topic(t) or ())]
+        existing = await kafka.list_topics(index.settings.kafka_bootstrap)
+        names = dlq_topics(existing, index.namespace)
+        partitions = [TopicPartition(t, p) for t in names for p in range(existing[t])]
         if not partitions:
             return 0
+        consumer.assign(partitions)  # what is not assigned has no metadata, hence no offsets
         ends = await consumer.end_offsets(partitions)
         begins = await consumer.beginning_offsets(partitions)
         known = {
@@ -127,7 +129,8 @@ async def catch_up(index: Index, progress: Progress | None = None) -> int:
         starts = {tp: max(begins[tp], known.get((tp.topic, tp.partition), 0)) for tp in partitions}
         left = {tp: ends[tp] for tp in partitions if starts[tp] < ends[tp]}
         total = sum(end - starts[tp] for tp, end in left.items())
-        consumer.assign(list(left))
+        if left:
+            consumer.assign(list(left))
         for tp in left:
             consumer.seek(tp, starts[tp])
         return await _file(index, consumer, left, total, progress)
