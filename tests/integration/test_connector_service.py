@@ -58,7 +58,7 @@ systems:
     operations:
       - {name: do, method: POST, path: /do, subject: body.id, effect: deed, effect_id: 'd-{effect.number}',
          response: {deed: '{effect.id}'}}
-      - {name: find, method: GET, path: /do, subject: query.id, lookup: {effect: deed, by: id, value: query.id},
+      - {name: find, method: GET, path: /do, subject: query.ref, lookup: {effect: deed, by: ref, value: query.ref},
          response: {items: '{items}'}}
   - name: blind
     idempotency: naive
@@ -74,7 +74,7 @@ auth: {{bearer: ref+env://CONNECTOR_TEST_TOKEN}}
 timeout_s: 0.8
 operations:
   do:
-    request: {{method: POST, path: /do, body: {{id: '${{ input.id }}'}}}}
+    request: {{method: POST, path: /do, body: {{id: '${{ input.id }}', ref: '${{ input.id }}'}}}}
     response: {{output: {{deed: '${{ response.body.deed }}'}}}}
     idempotency: {idempotency}
     in_flight_max_s: 1.5
@@ -82,7 +82,7 @@ operations:
 """
 STRATEGIES = {
     "keyed": "{strategy: key, key_valid_s: 600}",
-    "asked": "{strategy: lookup, request: {method: GET, path: /do, query: {id: '${ input.id }'}},"
+    "asked": "{strategy: lookup, request: {method: GET, path: /do, query: {ref: '${ input.id }'}},"
     " found: '${ size(response.body.items) > 0 }', output: {deed: '${ response.body.items[0].deed }'}}",
     "blind": "{strategy: none}",
 }
@@ -189,9 +189,11 @@ class Mesh:
         return found[-1].record
 
     async def death(self, connector: str, n: int = 1) -> dlq.DeadRecord:
+        """The newest of exactly `n` dead records."""
         found = await until(lambda: self.dead(connector), lambda found: len(found) >= n)
         assert len(found) == n
-        return found[-1]
+        newest: dlq.DeadRecord = max(found, key=lambda record: record.dead.failed_at)
+        return newest
 
     async def row(self, command_id: UUID) -> Any:
         return await self.running.context.pool.fetchrow("SELECT * FROM claims WHERE id = $1", command_id)
@@ -395,10 +397,13 @@ async def test_the_look_up_is_asked_once_more_after_the_deadline(mesh: Mesh, san
     """⚑ DESIGN 5: a deadline does not make a maybe a failure: it is asked, and found it is done."""
     name = f"once-more-{mesh.running.context.schema}"
     sandbox.faults("asked", {"fault": "no_answer", "subjects": [name], "operations": ["do"]})
-    deadline = to_ms(mesh.running.context.clock.now()) + 700
-    result = await mesh.result(await mesh.command("asked", {"id": name}, deadline=deadline))
+    deadline = to_ms(mesh.running.context.clock.now()) + 3_000
+    policy = json.dumps({"base_s": 4}).encode()
+    result = await mesh.result(await mesh.command("asked", {"id": name}, deadline=deadline, retry=policy))
     assert (result["outcome"], result["attempts"]) == ("done", 1)
     assert len(sandbox.calls("asked", name)) == 1
+    (asked,) = sandbox.calls("asked", name, "find")
+    assert to_ms(asked.at) > deadline
 
 
 async def test_one_key_carries_one_body(mesh: Mesh, sandbox: Sandbox) -> None:

@@ -23,7 +23,6 @@ from factmesh_connector.model import (
     KIND_PREFIX,
     OUTPUT_BYTES_MAX,
     Catalogue,
-    History,
     Key,
     Operation,
     Row,
@@ -233,7 +232,8 @@ def _discarded(state: State, message: Message, now: datetime) -> tuple[State, Se
         "ce_type": "factmesh.command.failed",
         "command_id": str(command_id),
         "step": "",
-        "idempotency_key": "",
+        # The resolution does not name the key, and nothing was called under it: the nil UUID.
+        "idempotency_key": str(UUID(int=0)),
         "outcome": "failed",
         "output": None,
         "error_class": str(ErrorClass.VALIDATION),
@@ -302,4 +302,4 @@ def _output(message: Message, operation: Operation | None) -> bytes:
     return output
 
 
-__all__ = ["SERVICE", "History", "decide", "object_key", "result_id"]
+__all__ = ["SERVICE", "decide", "object_key", "result_id"]
