@@ -24,8 +24,8 @@ from factmesh.settings import Settings
 from factmesh.topics import DLQ_BYTES_MAX
 from factmesh_quarantine import store
 from factmesh_quarantine.acts import Acts
+from factmesh_quarantine.model import NAME
 from factmesh_quarantine.reading import Reader, dlq_topics
-from factmesh_quarantine.service import NAME
 
 ADDRESSES_FILE = "addresses.env"
 BATCH_MAX = 500

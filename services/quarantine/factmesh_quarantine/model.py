@@ -16,6 +16,9 @@ from factmesh.ids import Root
 from factmesh.message import Delivery
 from factmesh.topics import COMMAND, COMMAND_NOTIFIER, topic_of
 
+NAME = "quarantine"
+"""The service's name: of its schema, its role and its group."""
+
 
 class State(StrEnum):
     OPEN = "open"

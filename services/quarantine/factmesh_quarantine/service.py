@@ -20,10 +20,9 @@ from factmesh.service import Context, Parts, Service
 from factmesh_quarantine import store
 from factmesh_quarantine.acts import Acts
 from factmesh_quarantine.decide import file
-from factmesh_quarantine.model import Thread
+from factmesh_quarantine.model import NAME, Thread
 from factmesh_quarantine.reading import Reader, as_message, death_of, dlq_topics
 
-NAME = "quarantine"
 LOOK_EVERY_S = 2.0
 """Between two looks for DLQ topics that are new and acts that are due."""
 PUBLISH_AFTER_S = 5.0
