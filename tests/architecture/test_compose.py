@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import tomllib
 from typing import Any
 
 import pytest
+import typer
 from ruamel.yaml import YAML
 
-from factmesh.settings import Settings
+from factmesh_cli.__main__ import SUBCOMMANDS
 
 from .sources import ROOT
 
@@ -34,9 +36,8 @@ def test_a_service_runs_its_own_command_with_its_own_role(service: str) -> None:
     assert f"factmesh-{service}" in PROJECT["scripts"]
     environment = container["environment"]
     assert environment["FACTMESH_POSTGRES_DSN"].startswith(f"postgresql://{service}:")
-    if service != "notifier":  # it has settings of its own besides the common ones
-        known = {f"FACTMESH_{name.upper()}" for name in Settings.model_fields}
-        assert set(environment) - known == set()
+    settings = importlib.import_module(f"factmesh_{service}.service").SERVICE.settings
+    assert set(environment) - {f"FACTMESH_{name.upper()}" for name in settings.model_fields} == set()
     waits = {name: wait["condition"] for name, wait in container["depends_on"].items()}
     assert waits == {
         "kafka": "service_healthy",
@@ -75,12 +76,6 @@ def test_volumes_and_files_exist() -> None:
 
 def test_the_command_line_calls_exist() -> None:
     """Issue 6: what the one-shot containers run are sub-commands of `factmesh`."""
-    import importlib
-
-    import typer
-
-    from factmesh_cli.__main__ import SUBCOMMANDS
-
     for name in ("roles", "schemas", "workflows"):
         program, subcommand, act = COMPOSE["services"][name]["command"][:3]
         assert program == "factmesh"
