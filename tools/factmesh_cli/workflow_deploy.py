@@ -14,18 +14,22 @@ from typing import Annotated
 import typer
 
 from factmesh import yaml
-from factmesh.errors import DefinitionError, FactmeshError
+from factmesh.errors import DefinitionError, FactmeshError, SettingsError
 from factmesh.expressions import default_expressions
 from factmesh.postgres import Migrations, connect, migrate
 from factmesh.project import Project
 from factmesh.workflow import compile_workflow
 from factmesh.workflow.linter import errors_of
+from factmesh_cli.dlq_index import read_addresses
 from factmesh_orchestrator.cases import Verdict, parse_cases, run_case
 from factmesh_orchestrator.definitions import deployed
+from factmesh_orchestrator.model import diagram
 from factmesh_orchestrator.service import MIGRATIONS, texts_of
 from factmesh_orchestrator.store import deploy as deploy_one
 
 app = typer.Typer()
+
+BEGIN, END = "<!-- states:begin -->", "<!-- states:end -->"
 
 PathArgument = Annotated[Path, typer.Argument(help="A project folder, or one file of it.", exists=True)]
 
@@ -65,13 +69,21 @@ def deploy(
     path: PathArgument,
     dsn: Annotated[
         str, typer.Option(envvar=["FACTMESH_ORCHESTRATOR_DSN", "FACTMESH_POSTGRES_DSN"], help="As its role.")
-    ],
+    ] = "",
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="The folder of a running `factmesh up`: addresses come from there.")
+    ] = None,
     namespace: Annotated[str, typer.Option(envvar="FACTMESH_NAMESPACE", help="The mesh's namespace.")] = "",
     by: Annotated[str | None, typer.Option(help="Who deploys; you, unless given.")] = None,
     commit: Annotated[str | None, typer.Option(help="The definition's commit; the folder's, unless given.")] = None,
 ) -> None:
     """Lint, then store definitions and make them current. A running orchestrator picks them up at once."""
     try:
+        given = read_addresses(run_dir) if run_dir is not None else {}
+        dsn = given.get("FACTMESH_ORCHESTRATOR_DSN", dsn)
+        namespace = given.get("FACTMESH_NAMESPACE", namespace)
+        if not dsn:
+            raise SettingsError("no database is named", hint="give --dsn, FACTMESH_ORCHESTRATOR_DSN, or --run-dir")
         project, only = project_of(path)
         _lint(project, only)
         texts = {key: text for key, text in texts_of(project).items() if only in (None, key)}
@@ -137,3 +149,23 @@ def run_cases(project: Project, key: tuple[str, int]) -> list[Verdict]:
     compiled = compile_workflow(project.workflow(*key), default_expressions())
     version = deployed(compiled, project.policies, "unknown")
     return [run_case(version, case) for case in parse_cases(yaml.load(project.case_files[key])).cases]
+
+
+@app.command()
+def states(
+    check: Annotated[bool, typer.Option("--check", help="Compare with the file; end with 1 where it differs.")] = False,
+    file: Annotated[Path, typer.Option("--file", help="Where it stands.")] = Path("services/orchestrator/README.md"),
+) -> None:
+    """Draw the states of an instance from the transition table into the orchestrator's README."""
+    drawn = f"{BEGIN}\n```mermaid\n{diagram()}```\n{END}"
+    text = file.read_text(encoding="utf-8")
+    begin, end = text.find(BEGIN), text.find(END)
+    if begin < 0 or end < begin:
+        typer.echo(f"error: {file} has no {BEGIN} … {END}", err=True)
+        raise typer.Exit(2)
+    wanted = text[:begin] + drawn + text[end + len(END) :]
+    if not check:
+        file.write_text(wanted, encoding="utf-8")
+    elif wanted != text:
+        typer.echo(f"error: {file} is not what the transition table says (run: factmesh workflow states)", err=True)
+        raise typer.Exit(1)
