@@ -47,7 +47,7 @@ def _start(folder: Path) -> tuple[Stack, int]:
     session_pid = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     with (folder / "serve.log").open("wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "factmesh.stack", "serve", str(folder), str(session_pid)],
+            [sys.executable, "-m", "factmesh.stack", "serve", str(folder), str(session_pid), "temporary"],
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -1,7 +1,9 @@
 """The stack: one switch between the embedded Kafka and PostgreSQL and those of given addresses.
 Only finding and starting it lives here; whoever gets a `Stack` cannot tell which kind it is.
 
-    python -m factmesh.stack serve FOLDER WATCHED_PID     the embedded stack, for as long as that process lives
+    python -m factmesh.stack serve FOLDER WATCHED_PID [temporary]
+
+runs the embedded stack for as long as that process lives; a temporary folder is removed at the end.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -144,7 +147,7 @@ def read_state(data_dir: Path) -> tuple[Stack, int] | None:
     return Stack(**state["stack"]), int(state["pid"])
 
 
-def serve(data_dir: Path, watched_pid: int) -> None:
+def serve(data_dir: Path, watched_pid: int, *, temporary: bool = False) -> None:
     """Run the embedded stack until the watched process ends or we are told to stop."""
     import psutil
 
@@ -159,11 +162,15 @@ def serve(data_dir: Path, watched_pid: int) -> None:
         while not done.wait(WATCH_INTERVAL_S) and watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
             pass
     (data_dir / STATE_FILE).unlink(missing_ok=True)
+    if temporary:
+        shutil.rmtree(data_dir, ignore_errors=True)
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["serve", folder, pid]:
             serve(Path(folder), int(pid))
+        case ["serve", folder, pid, "temporary"]:
+            serve(Path(folder), int(pid), temporary=True)
         case _:
             sys.exit(__doc__)
