@@ -100,6 +100,8 @@ def test_nothing_shows_an_input() -> None:
         ({"connector": "post"}, "no operation post.charge"),
         ({"body": b"[]"}, "not a JSON object"),
         ({"body": b"\xff"}, "not JSON"),
+        ({"body": b'{"a":NaN}'}, "not JSON"),
+        ({"body": b'{"a":"\\ud800"}'}, "not JSON"),
         ({"body": b"[" * 100_000}, "not JSON"),
         ({"retry": b"{"}, "retry policy"),
         ({"retry": b'{"attempts_max": 3, "forever": true}'}, "forever"),

@@ -266,9 +266,14 @@ def _instant(ms: int | datetime | None) -> datetime | None:
     return ms.astimezone(UTC) if isinstance(ms, datetime) else from_ms(ms)
 
 
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _json_object(raw: bytes, message: Message, field: str) -> dict[str, Any]:
     try:
-        value = json.loads(raw)
+        value = json.loads(raw, parse_constant=_no_constant)
+        ids.canonical_json(value)  # a lone surrogate parses, and can never be written again
     except (ValueError, RecursionError):
         raise ValidationError(
             f"{field} is not JSON", where=message.where, hint="correct it, then replay"
