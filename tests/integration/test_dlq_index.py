@@ -435,6 +435,11 @@ async def test_refused_resolution_opens_the_record_again(bench: Bench) -> None:
     assert "look again" in str(row["message"])
     assert len(await queries.list_records(bench.index.pool, queries.Filter(states=None))) == 1
     assert (await bench.resolve(record, "happened", b"{}")).number == 2
+    # Its connector may not hold it as unknown any more: after a refusal, a discard can close the record.
+    await bench.dies(
+        letter(bench.command, 3, message="it is done, not unknown", original=(await bench.on(bench.command))[-1])
+    )
+    assert (await bench.discard(record)).verb is Verb.DISCARD
 
 
 async def test_resolving_needs_an_unknown(bench: Bench) -> None:

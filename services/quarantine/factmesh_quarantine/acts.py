@@ -18,7 +18,16 @@ from factmesh.postgres import Connection, Pool, Record, load_sql
 from factmesh.registry import Registry
 from factmesh.topics import COMMAND_NOTIFIER, topic_of
 from factmesh_quarantine import messages
-from factmesh_quarantine.model import OPEN_STATES, State, Verb, Way, discard_ends_command, next_state, way_back
+from factmesh_quarantine.model import (
+    OPEN_STATES,
+    State,
+    Verb,
+    Way,
+    discard_ends_command,
+    may_discard,
+    next_state,
+    way_back,
+)
 
 SQL = load_sql(__file__, "acts.sql")
 TRIES_MAX = 20
@@ -220,7 +229,7 @@ class Acts:
     async def plan_discard(self, row: Record, person: messages.Person) -> tuple[Verb, int, tuple[Emission, ...]]:
         """What a discard would publish: who waits for the message is told. Raises RefusedError."""
         check_open(row)
-        if self.way(row) is Way.RESOLUTION and topic_of(row["topic"], self.namespace) is not COMMAND_NOTIFIER:
+        if not may_discard(row["topic"], row["reason"], State(row["state"]), self.namespace):
             raise _refuse(row, "whether it happened is unknown", "it can only be resolved: `factmesh dlq resolve`")
         if row["instance_id"] is None:
             return Verb.DISCARD, row["dead"], ()

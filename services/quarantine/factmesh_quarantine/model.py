@@ -185,8 +185,18 @@ def discard_ends_command(topic: str, reason: str, root: str, namespace: str) -> 
     """The command that a discard has to end with a resolution: one that died before it became a row.
 
     A conflict's twin is another body under the id of a command that lives: giving up the twin must not end it. Nobody
-    waits for an unknown notification, so that one may be given up; any other unknown command is resolved.
+    waits for an unknown notification, so that one may be ended; any other unknown command was a row.
     """
-    if topic_of(topic, namespace) not in (COMMAND, COMMAND_NOTIFIER) or reason in (Reason.EXHAUSTED, Reason.CONFLICT):
+    kind = topic_of(topic, namespace)
+    if kind not in (COMMAND, COMMAND_NOTIFIER) or reason in (Reason.EXHAUSTED, Reason.CONFLICT):
         return None
-    return Root(root).id
+    return None if reason == Reason.UNKNOWN and kind is COMMAND else Root(root).id
+
+
+def may_discard(topic: str, reason: str, state: State, namespace: str) -> bool:
+    """An unknown command is resolved, not discarded, unless a person's word on it was refused already.
+
+    Its connector may no longer hold it as unknown; then only a discard can close the record.
+    """
+    is_unknown = way_back(topic, reason, namespace) is Way.RESOLUTION
+    return not is_unknown or state is State.FAILED_AGAIN or topic_of(topic, namespace) is COMMAND_NOTIFIER
