@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PROJECT ?= examples/customer_onboarding
 EXTRAS := intake orchestrator connector notifier quarantine embedded cli sandbox
 
 .DEFAULT_GOAL := help
@@ -23,10 +24,10 @@ $(STAMP): lock/dev.txt pyproject.toml
 	@touch $(STAMP)
 
 demo: setup  ## Run 1,000 facts through a fresh mesh, triage the DLQs, reconcile
-	@$(BIN)/factmesh demo
+	@$(BIN)/factmesh demo --project $(PROJECT)
 
 up: setup  ## Run the mesh on the embedded stack until Ctrl-C, durable in .factmesh
-	@$(BIN)/factmesh up
+	@$(BIN)/factmesh up --project $(PROJECT)
 
 test: setup  ## Run every test, on the real broker and database
 	@$(BIN)/python -m pytest

@@ -4,10 +4,10 @@ No polling, publishing or offsets here (`batch_loop`), no service's state, no SQ
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 from uuid import UUID
 
 import structlog
@@ -16,6 +16,10 @@ from factmesh import claims, dlq, ids, ledger, topics
 from factmesh.effects import Amend, Discard, Effect, MarkLedger, Note, Publish, Schedule, Unschedule
 from factmesh.emitting import Cause, Emitter, parked, released
 from factmesh.errors import ConflictError, FactmeshError, OnBehalf, Reason, StaleError, ValidationError, reason_of
+from factmesh.handling import Change as Change
+from factmesh.handling import Dead as Dead
+from factmesh.handling import Handler as Handler
+from factmesh.handling import Item, Outcome
 from factmesh.ids import Root
 from factmesh.message import Delivery, Emission, Message, pack, unpack, unpack_delivery
 from factmesh.postgres import Connection
@@ -27,88 +31,6 @@ log = structlog.get_logger("factmesh.batch")
 
 FUTURE_DAYS_MAX = 1
 """An id whose day lies further ahead than this was not made by a clock of ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change(Generic[S]):
-    """What a batch did to one object: the state that was loaded, the state to save, and the messages that led there."""
-
-    key: str
-    before: S | None
-    after: S
-    steps: Sequence[tuple[Message, Sequence[Effect]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Dead:
-    """A delivery that died in this transaction; `message` is None where it could not be decoded."""
-
-    delivery: Delivery
-    message: Message | None
-    error: BaseException
-
-
-@dataclass(frozen=True)
-class Handler(Generic[S]):
-    """What a service does with some topics.
-
-    `load` must lock what it loads: safety comes from the row lock on the business object, not from the partition.
-    `decide` is pure; a `FactmeshError` from it kills its message only. `dead` is told, inside the transaction, of
-    what died. `dead_letters` False makes a handler whose dead messages block instead (there is no DLQ of a DLQ).
-    """
-
-    topics: Callable[[], Sequence[str]]
-    decode: Callable[[Delivery], Message]
-    load: Callable[[Connection, Sequence[Message], datetime], Awaitable[Mapping[str, S]]]
-    key: Callable[[Message], str]
-    decide: Callable[[S, Message, datetime], tuple[S, Sequence[Effect]]]
-    save: Callable[[Connection, Sequence[Change[S]]], Awaitable[None]]
-    initial: Callable[[Message], S]
-    name: str = ""
-    identify: Callable[[Delivery], Root | None] = lambda _delivery: None
-    dead: Callable[[Connection, Sequence[Dead]], Awaitable[None]] | None = None
-    schema_id: Callable[[Delivery], int | None] = lambda _delivery: None
-
-
-@dataclass(slots=True)
-class Item:
-    """One delivery on its way through a batch."""
-
-    delivery: Delivery
-    message: Message | None
-    error: BaseException | None
-    root: Root
-    own: Root
-    opening: int
-    hash: bytes
-    attempts: int = 1
-    verdict: Verdict = Verdict.HANDLE
-    beside: bool = False
-    ledger_id: UUID | None = None
-    disposition: str = "done"
-    detail: str | None = None
-    note: Mapping[str, Any] | None = None
-    emissions: list[Emission] = field(default_factory=list)
-    hop: Hop | None = None
-
-    @property
-    def simple(self) -> bool:
-        """Whether the fast path may try it: an undisturbed first sight."""
-        return self.opening == 0 and self.error is None and not self.beside
-
-    @property
-    def order(self) -> tuple[str, int, int]:
-        return (self.delivery.topic, self.delivery.partition, self.delivery.offset)
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a committed batch leaves to do: bytes to publish in offset order, rows to start, timers to wake for."""
-
-    emissions: list[Emission]
-    started: list[claims.Claimed]
-    scheduled: Mapping[str, datetime]
-    items: Sequence[Item]
 
 
 class SplitBatch(Exception):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,10 +14,11 @@ from typing import Any
 import structlog
 
 from factmesh import dlq, ledger
-from factmesh.batch import Item, Outcome, Runner, SplitBatch, is_conflict
+from factmesh.batch import Runner, SplitBatch, is_conflict
 from factmesh.claim_loop import ClaimRuntime
 from factmesh.clock import Clock
 from factmesh.errors import ErrorClass, FactmeshError, class_of
+from factmesh.handling import Item, Outcome
 from factmesh.kafka import Coordinates, Publisher, Subscription
 from factmesh.message import Delivery
 from factmesh.metrics import Metrics
@@ -230,7 +230,7 @@ class BatchLoop:
             await self._handle(part, error)
 
     async def _once(self, deliveries: Sequence[Delivery], error: BaseException | None, attempts: int) -> None:
-        began = time.perf_counter()
+        began = self._clock.monotonic()
         now = self._clock.now()
         failures = await self._fetch_schemas(deliveries)
         items = [self._runner.item(d, now, failures.get(d.where) or error) for d in deliveries]
@@ -241,7 +241,7 @@ class BatchLoop:
             async with self._pool.acquire() as conn:
                 await self._days.ensure(conn, missing)
         outcome = await self._transact(items, deliveries, error)
-        self._metrics.observe("factmesh_batch_seconds", time.perf_counter() - began, self.label)
+        self._metrics.observe("factmesh_batch_seconds", self._clock.monotonic() - began, self.label)
         self._metrics.observe("factmesh_batch_messages", len(deliveries), self.label)
         for kind, due_at in outcome.scheduled.items():
             self._claims.wake(kind, (due_at - now).total_seconds())
@@ -367,11 +367,11 @@ class BatchLoop:
         self._in_flight.append(_InFlight(offsets, asyncio.create_task(self._publish(emissions))))
 
     async def _publish(self, emissions: Sequence[Any]) -> None:
-        began = time.perf_counter()
+        began = self._clock.monotonic()
         await self._publisher.publish(emissions)
         for emission in emissions:
             self._metrics.inc("factmesh_published_total", emission.topic)
-        self._metrics.observe("factmesh_publish_seconds", time.perf_counter() - began, self.label)
+        self._metrics.observe("factmesh_publish_seconds", self._clock.monotonic() - began, self.label)
 
     async def _commit(self, *, force: bool) -> None:
         """Commit what is published, from the front only: an offset never passes a batch that is not published."""

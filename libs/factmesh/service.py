@@ -19,10 +19,6 @@ from typing import Any
 
 import structlog
 import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from factmesh import claims, ledger, telemetry, topics
@@ -32,13 +28,14 @@ from factmesh.batch_loop import BatchLoop
 from factmesh.claim_loop import ClaimKind, ClaimLoop, ClaimRuntime
 from factmesh.clock import Clock, SystemClock
 from factmesh.emitting import Emitter
-from factmesh.errors import FactmeshError, SettingsError
+from factmesh.errors import FactmeshError
 from factmesh.kafka import Publisher, Subscription, TopicSpec, dlq_spec, ensure_topics, wait_for_broker
 from factmesh.metrics import Metrics
 from factmesh.postgres import PINNED_PLANS, Migrations, Pool, connect, create_pool, is_transient, migrate
 from factmesh.records import Records
 from factmesh.registry import DirectoryRegistry, HttpRegistry, Registry
 from factmesh.schema_files import platform_dir
+from factmesh.service_http import serve
 from factmesh.settings import Settings
 
 log = structlog.get_logger("factmesh.service")
@@ -244,7 +241,7 @@ async def open_service(
         for loop in loops:
             context.claims.loops[loop.kind.name] = loop
         running.batch_loops = [_batch_loop(context, h, unclean) for h in parts.handlers]
-        server = await _http(running, parts.app) if http else None
+        server = await serve(running, parts.app) if http else None
         work: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             *((f"claims:{loop.kind.name}", loop.run) for loop in loops),
             *((f"batches:{b.label}", b.run) for b in running.batch_loops),
@@ -396,63 +393,6 @@ async def _gauges(context: Context) -> None:
             if not is_transient(error):
                 raise
         await asyncio.sleep(GAUGES_S)
-
-
-# --- HTTP ------------------------------------------------------------------------------------------------------------
-
-
-class _Server(uvicorn.Server):
-    """Signals are the service's business: it stops the loops first."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
-
-
-async def _http(running: Running, app: ASGIApp | None) -> uvicorn.Server:
-    context = running.context
-
-    async def healthz(_request: Request) -> Response:
-        return JSONResponse({"status": "alive", "service": context.service, "version": context.version})
-
-    async def readyz(_request: Request) -> Response:
-        problems = running.problems()
-        if not problems:
-            try:
-                async with asyncio.timeout(2.0), context.pool.acquire() as conn:
-                    await ledger.alive(conn)
-            except Exception as error:
-                problems.append(f"the database does not answer: {type(error).__name__}")
-        body = {"status": "ready" if not problems else "not ready", "problems": problems}
-        return JSONResponse(body, status_code=503 if problems else 200)
-
-    async def metrics(_request: Request) -> Response:
-        return Response(context.metrics.render(), media_type="text/plain; version=0.0.4")
-
-    routes: list[Any] = [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
-    if app is not None:
-        routes.append(Mount("/", app))
-    settings = context.settings
-    sock = socket.socket(socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((settings.http_host, settings.http_port))
-    except OSError as error:
-        sock.close()
-        raise SettingsError(
-            f"cannot listen on {settings.http_host}:{settings.http_port}: {error.strerror}",
-            hint="set FACTMESH_HTTP_PORT to a free port, or 0",
-        ) from error
-    running.http_port = sock.getsockname()[1]
-    config = uvicorn.Config(
-        Starlette(routes=routes), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=3
-    )
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[sock]), name="http")
-    running.tasks.append(task)
-    while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn offers no event
-        await asyncio.sleep(0.005)
-    return server
 
 
 # --- the process -----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ LOOK_EVERY_S = 1.0
 def up(
     project: Annotated[
         Path, typer.Option(envvar="FACTMESH_PROJECT", help="The project folder: schemas, workflows, connectors, …")
-    ] = Path("examples/customer_onboarding"),
+    ],
     data: Annotated[Path, typer.Option(help="Where everything is kept; started again, it goes on from there.")] = Path(
         ".factmesh"
     ),
