@@ -15,6 +15,7 @@ FACTMESH = [sys.executable, "-m", "factmesh_cli"]
 CHECKS: list[tuple[str, list[str]]] = [
     ("schemas: lint, compatibility, id lock", [*FACTMESH, "schema", "check"]),
     ("workflows: JSON Schema of the definitions", [*FACTMESH, "workflow", "schema", "--check"]),
+    ("orchestrator: its README draws the transition table", [*FACTMESH, "workflow", "states", "--check"]),
 ]
 
 
