@@ -13,7 +13,7 @@ from .sources import ROOT, Module, modules
 #: Each vendor and the only modules that may import it. A new vendor enters by a line here.
 GATEWAYS: dict[str, tuple[str, ...]] = {
     "asyncpg": ("factmesh.postgres",),
-    "confluent_kafka": ("factmesh.kafka",),
+    "confluent_kafka": ("factmesh.kafka", "factmesh.kafka."),
     "fastavro": ("factmesh.avro",),
     "httpx2": ("factmesh.http_client",),
     "ruamel": ("factmesh.yaml",),
@@ -33,8 +33,8 @@ GATEWAYS: dict[str, tuple[str, ...]] = {
     "sqlite3": ("factmesh_sandbox.",),
     "fastapi": ("factmesh_intake.",),
     "avro": ("factmesh.", "factmesh_cli."),
-    "starlette": ("factmesh.service", "factmesh.http", "factmesh_intake.", "factmesh_sandbox."),
-    "uvicorn": ("factmesh.service", "factmesh.http", "factmesh_sandbox."),
+    "starlette": ("factmesh.service", "factmesh.service_http", "factmesh_intake.", "factmesh_sandbox."),
+    "uvicorn": ("factmesh.service", "factmesh.service_http", "factmesh_sandbox."),
 }
 #: Allowed everywhere: they have no state of the outside world behind them.
 EVERYWHERE = {"pydantic", "pydantic_settings", "orjson", "structlog", "stamina", "annotated_types", "pydantic_core"}
