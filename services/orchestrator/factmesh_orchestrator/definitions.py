@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from factmesh.errors import DefinitionError
+from factmesh.evaluation import expressions_of
 from factmesh.ids import canonical_json
 from factmesh.retry import RetryPolicy
 from factmesh.workflow import CallStep, CompiledWorkflow, SwitchStep
@@ -15,7 +16,10 @@ from factmesh.workflow import CallStep, CompiledWorkflow, SwitchStep
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """One version of a workflow, ready to decide with. Durations in milliseconds, as the records' instants."""
+    """One version of a workflow, ready to decide with. Durations in milliseconds, as the records' instants.
+
+    `reads_instance`: whether any step's expression names `instance`; where none does, its values are not made.
+    """
 
     compiled: CompiledWorkflow
     commit: str
@@ -28,6 +32,7 @@ class Deployed:
     max_age_ms: int
     next_steps: Mapping[str, str | None]
     retries: Mapping[str, bytes]
+    reads_instance: bool
 
     @property
     def on_repeat(self) -> str:
@@ -64,6 +69,12 @@ def deployed(compiled: CompiledWorkflow, policies: Mapping[str, RetryPolicy], co
             for s in workflow.steps
         },
         retries=retries,
+        reads_instance=any(
+            "instance" in text
+            for s in workflow.steps
+            for _, node in s.templates().values()
+            for _, text in expressions_of(node)
+        ),
     )
 
 

@@ -145,7 +145,8 @@ def _through(turn: Turn, name: str, move: Done) -> str | None:
         turn.weigh(move.output, OUTPUT_BYTES_MAX, "its output", f"step {name} of instance {turn.instance.id}")
     turn.forget(name)
     turn.steps[name] = turn.steps[name]._replace(status="done", output=move.output)
-    turn.scope_ = None
+    if turn.deployed.compiled.step(name).step.has_output:
+        turn.scope_ = None  # what later expressions read has changed
     return turn.deployed.compiled.workflow.next_of(name, move.then)
 
 

@@ -122,12 +122,25 @@ class Out:
         return self.effects
 
 
+def _instance_values(i: Instance) -> dict[str, Any]:
+    return {
+        "id": str(i.id),
+        "actor": i.actor,
+        "business_object_id": i.business_object_id,
+        "business_object_type": i.business_object_type,
+        "correlation_id": i.correlation_id,
+        "due_by": instant_text(i.due_by),
+        "occurred_at": instant_text(i.occurred_at),
+        "started_at": instant_text(i.started_at),
+    }
+
+
 class Turn:
     """The draft of one instance. Step kinds work on this, and on nothing else."""
 
     __slots__ = (
-        "awaits", "base", "before", "commands", "deployed", "ended_at", "instance", "kept_bytes", "now", "now_ms",
-        "object", "out", "outcome", "parks", "reason", "resolved", "retries", "scope_", "seq", "step", "steps",
+        "awaits", "base", "before", "commands", "deployed", "ended_at", "id_text", "instance", "kept_bytes", "now",
+        "now_ms", "object", "out", "outcome", "parks", "reason", "resolved", "retries", "scope_", "seq", "step", "steps",
         "timers",
     )  # fmt: skip
 
@@ -138,6 +151,7 @@ class Turn:
         self.now_ms = obj.now_ms
         self.deployed = deployed
         self.instance = instance
+        self.id_text = str(instance.id)
         self.before = before
         self.base: Status = instance.base
         self.seq = instance.seq + 1
@@ -164,16 +178,7 @@ class Turn:
             self.scope_ = self.deployed.compiled.scope(
                 input=i.input,
                 steps={name: s.output for name, s in self.steps.items() if s.status == "done"},
-                instance={
-                    "id": str(i.id),
-                    "actor": i.actor,
-                    "business_object_id": i.business_object_id,
-                    "business_object_type": i.business_object_type,
-                    "correlation_id": i.correlation_id,
-                    "due_by": instant_text(i.due_by),
-                    "occurred_at": instant_text(i.occurred_at),
-                    "started_at": instant_text(i.started_at),
-                },
+                instance=_instance_values(i) if self.deployed.reads_instance else {},
             )
         return self.scope_
 
@@ -203,7 +208,7 @@ class Turn:
         id_ = self.out.publish(
             f"command.{connector}",
             "command",
-            str(i.id),
+            self.id_text,
             {
                 "ce_type": f"{connector}.{operation}",
                 **self.envelope(),
@@ -221,9 +226,10 @@ class Turn:
             },
             named=True,
         )
-        self.steps[name] = state._replace(command_id=str(id_))
+        command_id = str(id_)
+        self.steps[name] = state._replace(command_id=command_id)
         if awaited:
-            self.commands[str(id_)] = Outstanding(name, state.runs)
+            self.commands[command_id] = Outstanding(name, state.runs)
 
     def timer(self, step: str, name: str, due_at: datetime) -> UUID:
         """Fire `name` for this step at `due_at`."""
@@ -305,7 +311,7 @@ class Turn:
             "actor": i.actor,
             "business_object_type": i.business_object_type,
             "business_object_id": i.business_object_id,
-            "instance_id": str(i.id),
+            "instance_id": self.id_text,
             "instance_seq": self.seq,
         }
 
@@ -354,7 +360,7 @@ class Turn:
             self.out.publish(
                 "status",
                 "status",
-                str(after.id),
+                self.id_text,
                 {
                     "ce_type": f"workflow.{'started' if previous is None else status}",
                     **self.envelope(),
@@ -373,7 +379,7 @@ class Turn:
             )
         self.out.note(
             {
-                "instance_id": str(after.id),
+                "instance_id": self.id_text,
                 "seq": after.seq,
                 "workflow": after.workflow,
                 "version": after.version,
