@@ -100,6 +100,7 @@ def letter(task: Task, sender: str, traceparent: str | None) -> EmailMessage:
     mail.set_content(task.text)
     if task.html is not None:
         mail.add_alternative(task.html, subtype="html")
+        mail.set_boundary(f"fm-{task.id.hex}")
     return mail
 
 
