@@ -12,7 +12,7 @@ import structlog
 from pydantic import Field
 
 from factmesh.batch import Handler
-from factmesh.errors import DefinitionError
+from factmesh.errors import DefinitionError, FactmeshError
 from factmesh.expressions import default_expressions
 from factmesh.postgres import is_transient, listen
 from factmesh.project import Project
@@ -127,6 +127,9 @@ class Watch:
                 await hints.wait(LOOK_EVERY_S)
                 try:
                     await self.look()
+                except FactmeshError as error:
+                    # One that this release cannot use must not stop those that it runs; a fresh start does refuse it.
+                    log.error("definitions.unusable", error=str(error), message="the versions before stay in force")
                 except Exception as error:
                     if not is_transient(error):
                         raise

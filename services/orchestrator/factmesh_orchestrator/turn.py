@@ -140,8 +140,8 @@ class Turn:
 
     __slots__ = (
         "awaits", "base", "before", "commands", "deployed", "ended_at", "id_text", "instance", "kept_bytes", "now",
-        "now_ms", "object", "out", "outcome", "parks", "reason", "resolved", "retries", "scope_", "seq", "step", "steps",
-        "timers",
+        "now_ms", "object", "out", "outcome", "parks", "reason", "resolved", "retries", "scope_", "seq", "step",
+        "steps", "timers",
     )  # fmt: skip
 
     def __init__(self, obj: ObjectTurn, deployed: Deployed, instance: Instance, before: Instance | None) -> None:
