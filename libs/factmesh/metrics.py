@@ -46,6 +46,10 @@ TABLE: tuple[Metric, ...] = (
     Metric("factmesh_facts_total", "counter", "Facts at the entrances by the answer given", ("entrance", "answer")),
     Metric("factmesh_instances_total", "counter", "Instance state changes", ("workflow", "status")),
     Metric("factmesh_notifications_total", "counter", "Notifications by channel and result", ("channel", "result")),
+    Metric("factmesh_quarantine_records", "gauge", "Quarantined messages by state", ("state",)),
+    Metric("factmesh_quarantine_acts_due", "gauge", "Acts of people that are stored and not published yet", ()),
+    Metric("factmesh_replay_success_ratio", "gauge", "Replays of the last 30 days that did not fail again, of all", ()),
+    Metric("factmesh_recovery_mean_seconds", "gauge", "From first failure to the act that healed, last 30 days", ()),
     Metric("factmesh_up", "gauge", "1 while the service is ready", ("service",)),
 )
 

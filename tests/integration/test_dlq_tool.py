@@ -205,6 +205,7 @@ async def test_service_files_and_publishes_what_was_left(tool: Tool, monkeypatch
     """DESIGN 9: the service files what dies while it runs, and publishes what a killed tool had raised."""
     monkeypatch.setattr(quarantine, "PUBLISH_AFTER_S", 0.0)
     monkeypatch.setattr(quarantine, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(quarantine, "MEASURE_EVERY_S", 0.2)
     await tool.die(letter(tool.raw, 1, b"{}"))
     pool = await create_pool(
         tool.settings.postgres_dsn.get_secret_value(), schema=tool.settings.schema_name("quarantine")
@@ -222,6 +223,10 @@ async def test_service_files_and_publishes_what_was_left(tool: Tool, monkeypatch
         )
         await pool.execute(raise_only, pack([Emission(tool.raw, b"k", b"v")]))
         await _until(pool, "SELECT bool_and(published = 1) FROM record")
+        await asyncio.sleep(0.5)
+        shown = running.context.metrics.render().decode()
+        assert 'factmesh_quarantine_records{state="replayed"} 2.0' in shown
+        assert "factmesh_replay_success_ratio 1.0" in shown
         assert running.problems() == []
     assert [d.value for d in await tool.on(tool.raw)] == [b"v", b"v"]
     await pool.close()

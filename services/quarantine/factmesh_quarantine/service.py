@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -15,12 +16,13 @@ from factmesh import kafka
 from factmesh.batch import Change, Handler
 from factmesh.effects import Effect
 from factmesh.message import Message
+from factmesh.metrics import Metrics
 from factmesh.postgres import Connection, is_transient
 from factmesh.service import Context, Parts, Service
-from factmesh_quarantine import store
+from factmesh_quarantine import queries, store
 from factmesh_quarantine.acts import Acts
 from factmesh_quarantine.decide import file
-from factmesh_quarantine.model import NAME, Thread
+from factmesh_quarantine.model import NAME, State, Thread
 from factmesh_quarantine.reading import Reader, as_message, death_of, dlq_topics
 
 LOOK_EVERY_S = 2.0
@@ -28,6 +30,8 @@ LOOK_EVERY_S = 2.0
 PUBLISH_AFTER_S = 5.0
 """Who raised an act publishes it; what is still due after this was left behind by a tool that was killed."""
 FORGET_EVERY_S = 3600.0
+MEASURE_EVERY_S = 15.0
+FIGURES_DAYS = 30
 BYTES_DAYS = 30
 """How long the bytes of a closed record are kept for people who look back."""
 
@@ -114,7 +118,31 @@ async def build(context: Context) -> Parts:
                     raise
                 log.warning("quarantine.forget_waits", error=f"{type(error).__name__}: {error}")
 
-    return Parts(handlers=(handler,), background=(look_for_topics, publish_what_is_due, forget_old_bytes))
+    async def measure() -> None:
+        while True:
+            try:
+                figures = await queries.stats(context.pool, context.clock.now() - timedelta(days=FIGURES_DAYS))
+                _show(context.metrics, figures)
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                log.warning("quarantine.measure_waits", error=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(MEASURE_EVERY_S)
+
+    background = (look_for_topics, publish_what_is_due, forget_old_bytes, measure)
+    return Parts(handlers=(handler,), background=background)
+
+
+def _show(metrics: Metrics, figures: Mapping[str, Any]) -> None:
+    """The figures of E3 as gauges; ratio and mean only once there is something to measure."""
+    for state in State:
+        records = sum(states.get(state, 0) for states in figures["owners"].values())
+        metrics.set("factmesh_quarantine_records", records, state)
+    metrics.set("factmesh_quarantine_acts_due", figures["replays"]["due"])
+    if figures["replays"]["success_rate"] is not None:
+        metrics.set("factmesh_replay_success_ratio", figures["replays"]["success_rate"])
+    if figures["recovery"]["mean_s"] is not None:
+        metrics.set("factmesh_recovery_mean_seconds", figures["recovery"]["mean_s"])
 
 
 SERVICE = Service(name=NAME, build=build, migrations=Path(__file__).parent / "migrations")
