@@ -134,7 +134,9 @@ async def _content(client: aiosmtplib.SMTP, content: bytes) -> int:
 def _before_content(server: Server, error: Exception) -> FactmeshError:
     if isinstance(error, aiosmtplib.SMTPResponseException):
         return _refused(server, error.code, "the envelope")
-    if isinstance(error, aiosmtplib.SMTPNotSupported | ValueError) and not isinstance(error, OSError):
+    # The library's plain SMTPException: STARTTLS or a login was asked for, and the server offers none.
+    unusable = type(error) in (aiosmtplib.SMTPException, aiosmtplib.SMTPNotSupported) or isinstance(error, ValueError)
+    if unusable:
         return MailRefusedError(
             f"mail server {server.name} cannot be used as configured ({type(error).__name__})",
             hint="correct the channel's security and login, or the addresses",

@@ -410,7 +410,7 @@ def test_a_webhook_is_accepted_by_a_receiver_that_knows_only_the_standard() -> N
     secret = "whsec_dGVzdC1zZWNyZXQtdGVzdC1zZWNyZXQ="
     body = transports.payload(task())
     headers = webhook_signature.headers(webhook_signature.key_of(secret), str(COMMAND), 1000, body)
-    verify = {"now_epoch_s": 1000.0, "tolerance_s": 300}
+    verify: dict[str, Any] = {"now_epoch_s": 1000.0, "tolerance_s": 300}
     assert receiver.refusal(secret, headers, body, **verify) is None
     assert receiver.refusal(secret, headers, body + b" ", **verify) == "webhook-signature does not match"
     with pytest.raises(SettingsError) as caught:
