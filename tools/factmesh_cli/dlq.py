@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from factmesh.errors import FactmeshError, Reason, ValidationError
 from factmesh.message import unpack_delivery
 from factmesh.postgres import Record
+from factmesh.telemetry import setup_logging
 from factmesh_cli import dlq_edit, dlq_operate, dlq_show
 from factmesh_cli.dlq_filter import Wanted, instant_of
 from factmesh_cli.dlq_index import Index, catch_up, load_settings, open_index, read_addresses
@@ -109,6 +110,9 @@ def _progress(quiet: bool) -> Progress:
 
 def _run(work: Callable[[Index], Awaitable[int]], run_dir: Path | None, *, quiet: bool = False) -> None:
     """One command: open, catch up, work, exit code."""
+
+    # Whatever waits (a database that is down) says so on standard error: standard output is the answer alone.
+    setup_logging("factmesh-dlq", level="warning", fmt="console")
 
     async def main() -> int:
         async with _index(run_dir, quiet=quiet) as index:
