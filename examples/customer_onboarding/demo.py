@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 from factmesh import avro
 from factmesh.schema_files import read_dir
 from factmesh_cli.demo_plan import Effects, Fate, Plan, Remedy, Sending
+from factmesh_sandbox.log import open_log
 
 SHOP, PARTNER = "//shop.example/web", "//partner.example/crm-export"
 TYPE = "customer.signed_up"
@@ -57,7 +58,7 @@ class _Generator:
             far = n % 2 == 0
             order.insert(self.random.randint(at + 1, len(order)) if far else min(len(order), at + 1 + n % 5), again)
         wanted = [s for s in order if s.fate is Fate.ACCEPTED or s.remedy in (Remedy.CORRECT, Remedy.REPLAY)]
-        return Plan(order, {s.subject: self.effects(s) for s in wanted}, look)
+        return Plan(order, {s.subject: self.effects(s) for s in wanted}, self.look, self.observe)
 
     # --- good ones ---------------------------------------------------------------------------------------------------
 
@@ -225,19 +226,36 @@ class _Generator:
             done |= {("crm", "account"): 1, ("helpdesk", "ticket"): 1}
         return Effects(done, {person["email"]: 1})
 
+    def look(self, subject: str, step: str, log_path: Path) -> Mapping[str, Any] | None:
+        """What an operator learns by asking the system itself: the answer it would have given, or None for nothing."""
+        with open_log(log_path) as log:
+            if step == "open_ticket":
+                for effect in log.effects("helpdesk", subject=subject, kind="ticket"):
+                    return {"ticket": effect.effect_id, "status": "open"}
+            if step == "create_account":
+                for effect in log.effects("crm", subject=subject, kind="account"):
+                    return {"account": effect.effect_id}
+            if step == "verify":
+                for effect in log.effects("risk", subject=subject, kind="check"):
+                    return {"check": effect.effect_id, "verdict": effect.response["verdict"]}
+            if step in ("welcome", "reject"):
+                return {} if log.mails(str(self.people[subject]["email"])) else None
+        return None
 
-def look(subject: str, step: str, log: Any) -> Mapping[str, Any] | None:
-    """What an operator learns by asking the system itself: the answer it would have given, or that nothing happened."""
-    if step == "open_ticket":
-        for effect in log.effects("helpdesk", subject=subject, kind="ticket"):
-            return {"ticket": effect.effect_id, "status": "open"}
-    elif step == "create_account":
-        for effect in log.effects("crm", subject=subject, kind="account"):
-            return {"account": effect.effect_id}
-    elif step == "verify":
-        for effect in log.effects("risk", subject=subject, kind="check"):
-            return {"check": effect.effect_id, "verdict": effect.response["verdict"]}
-    return None
+    def observe(self, log_path: Path) -> Mapping[str, Effects]:
+        """What the systems' own log says: effects by subject, mails under the subject whose address they went to."""
+        subjects = {str(p["email"]): subject for subject, p in self.people.items()}
+        effects: dict[str, dict[tuple[str, str], int]] = {}
+        mails: dict[str, dict[str, int]] = {}
+        with open_log(log_path) as log:
+            for effect in log.effects():
+                mine = effects.setdefault(effect.subject or "", {})
+                mine[effect.system, effect.kind] = mine.get((effect.system, effect.kind), 0) + 1
+            for mail in log.mails():
+                for address in mail.rcpt_to:
+                    theirs = mails.setdefault(subjects.get(address, address), {})
+                    theirs[address] = theirs.get(address, 0) + 1
+        return {s: Effects(effects.get(s, {}), mails.get(s, {})) for s in effects.keys() | mails.keys()}
 
 
 _GIVEN = ("Ada", "Grace", "Barbara", "Edsger", "Tony", "Margaret", "Donald", "Leslie", "Frances", "Niklaus")

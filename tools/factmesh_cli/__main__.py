@@ -42,6 +42,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "schema": Subcommand("factmesh_cli.schema", "Check schemas for compatibility, lock their ids, register them."),
     "instance": Subcommand("factmesh_cli.instance", "Show running and finished instances and their history."),
     "redrive": Subcommand("factmesh_cli.redrive", "Publish recorded emissions again after Kafka lost data."),
+    "docs": Subcommand("factmesh_cli.docs", "Write topic, metric, setting and alert tables into the docs."),
     "stack": Subcommand("factmesh_cli.stack_commands", "Run the embedded Kafka and PostgreSQL alone; make roles."),
 }
 

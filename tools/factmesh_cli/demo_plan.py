@@ -57,14 +57,20 @@ class Effects:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run. `look` is the operator's phone call: (business object id, step, open sandbox log) -> the answer that
-    the system would have given, or None where it says that nothing happened.
+    """A whole run.
+
+    Attributes:
+        sendings: in the order in which they are sent.
+        intended: by subject, what its workflow should have done once everything is triaged.
+        look: the operator's phone call: (business object id, step, sandbox log) -> the answer that the system would
+            have given, or None where it says that nothing happened.
+        observe: from the sandbox's log, what really happened, by subject; mails stand under their recipient's subject.
     """
 
     sendings: Sequence[Sending]
     intended: Mapping[str, Effects]
-    """By subject: what its workflow should have done once everything is triaged."""
-    look: Callable[[str, str, Any], Mapping[str, Any] | None]
+    look: Callable[[str, str, Path], Mapping[str, Any] | None]
+    observe: Callable[[Path], Mapping[str, Effects]]
 
 
 PlanFactory = Callable[[int, int, Path], Plan]

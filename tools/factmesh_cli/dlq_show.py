@@ -47,6 +47,8 @@ def as_json(row: Record) -> dict[str, Any]:
     out["group"] = out.pop("grp")
     out["root"] = bytes(row["root"]).decode("utf-8", "replace")
     out["corrected"] = row["correction"] is not None
+    key = unpack_delivery(row["original"]).key if row["original"] is not None else None
+    out["key"] = key.decode("utf-8", "replace") if key is not None else None
     return out
 
 

@@ -178,7 +178,9 @@ class Mesh:
         self._write_addresses()
         await self.until_ready(services)
 
-    def add(self, service: str, port: int, name: str | None = None, settings: Mapping[str, str] | None = None) -> Member:
+    def add(
+        self, service: str, port: int, name: str | None = None, settings: Mapping[str, str] | None = None
+    ) -> Member:
         """A member that is not started yet; a second replica has a name of its own."""
         name = name or service
         environment = {**self.environment(service), "FACTMESH_HTTP_PORT": str(port), **(settings or {})}
@@ -257,7 +259,8 @@ class Mesh:
                 self._fail_if_ended(member)
                 if time.monotonic() > deadline:
                     raise MeshError(
-                        f"{name} is not ready after {timeout_s:g} s; its log ends:\n{member.tail()}", where=str(member.log)
+                        f"{name} is not ready after {timeout_s:g} s; its log ends:\n{member.tail()}",
+                        where=str(member.log),
                     )
                 await asyncio.sleep(0.1)
 

@@ -37,7 +37,7 @@ def up(
     if not project.is_dir():
         raise SettingsError(f"{project} is not a folder", hint="give the project with --project")
     data.mkdir(parents=True, exist_ok=True)
-    console.print(f"Kafka and PostgreSQL start in [bold]{data.resolve()}[/] (the first start fetches the broker's jars)")
+    console.print(f"Kafka and PostgreSQL start in [bold]{data.resolve()}[/] (the first start fetches the broker)")
     with open_stack(data / "stack") as stack:
         mesh = Mesh((data / "run").resolve(), stack, project.resolve())
         raise typer.Exit(asyncio.run(_run(mesh, sandbox)))
