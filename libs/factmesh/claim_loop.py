@@ -361,7 +361,7 @@ class ClaimLoop:
         self._wake.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                while self._working or not self._finished.empty() or self._publishing:  # noqa: ASYNC110 - once a stop
+                while self._working or not self._finished.empty() or self._publishing:
                     await asyncio.sleep(0.02)
         for task in list(self._working):
             task.cancel()
