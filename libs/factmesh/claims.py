@@ -244,3 +244,16 @@ async def counts(conn: Connection) -> list[tuple[str, str, int, float | None]]:
 async def expire(conn: Connection, horizon_days: int) -> None:
     """Settled rows live for the horizon."""
     await conn.execute(SQL.expire, horizon_days)
+
+
+async def count_outcomes_since(conn: Connection, since: datetime) -> int:
+    """How many rows `outcomes_since` will give."""
+    return int(await conn.fetchval(SQL.count_outcomes_since, since))
+
+
+async def outcomes_since(
+    conn: Connection, since: datetime, after: tuple[datetime, UUID], limit: int
+) -> list[tuple[datetime, UUID, bytes]]:
+    """(settled at, id, packed emissions) of settlements after `after`, at most `limit`, oldest first."""
+    rows = await conn.fetch(SQL.outcomes_since, since, after[0], after[1], limit)
+    return [(r["settled_at"], r["id"], r["outcome"]) for r in rows]

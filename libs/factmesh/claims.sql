@@ -105,3 +105,13 @@ SELECT kind, state, count(*) AS n, max(extract(epoch FROM now() - due_at)) FILTE
 -- name: expire
 -- Settled and published rows live for the horizon; an unknown one lives until somebody resolves it.
 DELETE FROM claims WHERE state IN ('done', 'failed') AND due_at IS NULL AND settled_at < now() - make_interval(days => $1);
+
+-- name: outcomes_since
+-- What settlements emitted since an instant, in a stable order, a page at a time.
+SELECT id, settled_at, outcome FROM claims
+ WHERE settled_at >= $1 AND outcome IS NOT NULL AND (settled_at, id) > ($2, $3)
+ ORDER BY settled_at, id LIMIT $4;
+
+-- name: count_outcomes_since
+-- How many rows `outcomes_since` will give.
+SELECT count(*) FROM claims WHERE settled_at >= $1 AND outcome IS NOT NULL;

@@ -231,6 +231,19 @@ async def alive(conn: Connection) -> None:
     await conn.execute(SQL.alive)
 
 
+async def count_emitted_since(conn: Connection, since: datetime) -> int:
+    """How many rows `emitted_since` will give."""
+    return int(await conn.fetchval(SQL.count_emitted_since, since))
+
+
+async def emitted_since(
+    conn: Connection, since: datetime, after: tuple[datetime, UUID], limit: int
+) -> list[tuple[datetime, UUID, bytes]]:
+    """(handled at, id, packed emissions) of rows after `after`, at most `limit`, oldest first."""
+    rows = await conn.fetch(SQL.emitted_since, since, after[0], after[1], limit)
+    return [(r["handled_at"], r["id"], r["emitted"]) for r in rows]
+
+
 # --- unclean stops ---------------------------------------------------------------------------------------------------
 
 

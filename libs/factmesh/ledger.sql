@@ -127,3 +127,13 @@ SELECT format('DROP TABLE IF EXISTS %I', $1::text);
 -- name: alive
 -- Whether the database serves.
 SELECT 1;
+
+-- name: emitted_since
+-- What was emitted since an instant, in a stable order, a page at a time: for publishing it again after Kafka lost data.
+SELECT id, handled_at, emitted FROM ledger
+ WHERE handled_at >= $1 AND emitted IS NOT NULL AND (handled_at, id) > ($2, $3)
+ ORDER BY handled_at, id LIMIT $4;
+
+-- name: count_emitted_since
+-- How many rows `emitted_since` will give.
+SELECT count(*) FROM ledger WHERE handled_at >= $1 AND emitted IS NOT NULL;
