@@ -23,6 +23,7 @@ from factmesh.workflow.linter import errors_of
 from factmesh_orchestrator import store as tables
 from factmesh_orchestrator.decide import State, decide_with
 from factmesh_orchestrator.definitions import Deployed
+from factmesh_orchestrator.gauges import Attention
 from factmesh_orchestrator.store import Store
 from factmesh_orchestrator.timers import TIMERS, Ageing
 
@@ -61,7 +62,8 @@ async def build(context: Context) -> Parts:
         initial=store.initial,
         schema_id=context.records.needs_schema,
     )
-    return Parts(handlers=(handler,), claims=(TIMERS,), background=(watch.run, Ageing(context, store).run))
+    background = (watch.run, Ageing(context, store).run, Attention(context.pool, context.metrics).run)
+    return Parts(handlers=(handler,), claims=(TIMERS,), background=background)
 
 
 async def deploy_missing(context: Context, project: Project) -> None:

@@ -75,3 +75,8 @@ INSERT INTO definition_acts (act, name, version, content_hash, by, commit_id) VA
 -- Instances that have not ended and began before an id, in the order of their ids, from one on.
 SELECT id, workflow, workflow_version, object_type, object_id, correlation_id, seq
   FROM instances WHERE id > $1 AND id < $2 AND ended_at IS NULL ORDER BY id LIMIT $3;
+
+-- name: attention_counts
+-- How many instances of each workflow need a person, and for how long the oldest has; ends with the act that settles it.
+SELECT workflow, status, count(*) AS n, extract(epoch FROM now() - min(since))::double precision AS oldest_s
+  FROM attention GROUP BY workflow, status;
