@@ -1,0 +1,40 @@
+-- What a judge reads of each service's schema; `search_path` says which. Reads only.
+
+-- name: ledger
+-- Every row, without the bytes that it emitted.
+SELECT id, disposition, topic, opening, note FROM ledger ORDER BY id;
+
+-- name: claims
+-- Every row, and whether it is due, now or later.
+SELECT id, kind, state, due_at IS NOT NULL AS due FROM claims;
+
+-- name: instances
+-- Every instance with its state.
+SELECT id, status, seq, object_id, correlation_id, state FROM instances;
+
+-- name: records
+-- The index, with the acts that are not published.
+SELECT r.id, r.root, r.state, r.topic, r.reason, r.instance_id, r.business_object_id, r.raised, r.published,
+       (SELECT count(*) FROM act a WHERE a.record = r.id AND a.published_at IS NULL) AS unpublished
+  FROM record r;
+
+-- name: deaths
+-- Every death that was filed.
+SELECT id FROM death;
+
+-- name: acts
+-- Every act of a person.
+SELECT id, record, verb, number, by, published_at IS NOT NULL AS published FROM act ORDER BY id;
+
+-- name: running
+-- How many instances there are, and how many still move by themselves.
+SELECT count(*) AS n, count(*) FILTER (WHERE status IN ('running', 'waiting')) AS moving,
+       count(*) FILTER (WHERE ended_at IS NOT NULL) AS ended FROM instances;
+
+-- name: busy
+-- Rows that somebody has to do something about; timers of the far future are not work.
+SELECT count(*) AS n, min(due_at) AS next FROM claims WHERE due_at IS NOT NULL AND kind <> 'timer';
+
+-- name: unfinished
+-- Intake's rows without a decision.
+SELECT count(*) FROM ledger WHERE disposition = 'claimed';
