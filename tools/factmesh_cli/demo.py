@@ -104,6 +104,7 @@ async def run(mesh: Mesh, plan: Plan) -> int:
             log = await send(mesh, plan, mesh.run_dir / "generator.jsonl", lambda log: _sent(display, log))
             watching.cancel()
             await until_quiet(looking, display, live)
+        console.print()
         rounds = 0
         while rounds < TRIAGE_ROUNDS_MAX and await triage(mesh, plan, rounds, clock):
             rounds += 1
@@ -112,6 +113,7 @@ async def run(mesh: Mesh, plan: Plan) -> int:
             again.progress.update(again.sent, completed=len(log.answers))
             with Live(again, console=console, refresh_per_second=4) as live:
                 await until_quiet(looking, again, live)
+            console.print()
         figures = await looking.figures()
         ok = reconcile(plan, log, figures, plan.observe(mesh.sandbox_log))
         console.print(f"{clock.monotonic() - began:.0f} s after the stack was up")
