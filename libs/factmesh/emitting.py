@@ -18,6 +18,9 @@ from factmesh.message import Emission, Headers, rfc3339, to_ms
 _INHERITED = ("correlation_id", "actor", "business_object_type", "business_object_id")
 _OF_INSTANCE = ("instance_id", "instance_seq")
 
+STATUS_DATASCHEMA = "urn:factmesh:schema:factmesh.status/v1"
+"""CloudEvents wants an absolute URI here; a URN names the subject and version without promising a server."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:
@@ -84,6 +87,7 @@ def cloudevent_headers(body: Mapping[str, Any]) -> Headers:
         ("ce_type", body["ce_type"]),
         ("ce_time", time),
         ("ce_subject", body.get("business_object_id") or ""),
+        ("ce_dataschema", STATUS_DATASCHEMA),
         ("content-type", "application/avro"),
     )
     return tuple((k, v.encode()) for k, v in pairs if v)

