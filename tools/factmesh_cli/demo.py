@@ -29,6 +29,7 @@ from factmesh.errors import SettingsError
 from factmesh.stack import open_stack
 from factmesh_cli.demo_plan import Effects, Fate, Plan, PlanFactory, Remedy, Sending
 from factmesh_cli.demo_run import Display, Looking, SendLog, send, until_quiet
+from factmesh_cli.dlq_show import SHORT
 from factmesh_cli.mesh import Mesh, MeshError
 
 app = typer.Typer(add_completion=False)
@@ -174,6 +175,8 @@ async def triage(mesh: Mesh, plan: Plan, rounds: int, clock: SystemClock) -> boo
     records = json.loads(command(mesh, "dlq", "list", "--json", "--limit", "10000", show=False))
     if not records:
         return False
+    for record in records:
+        record["id"] = record["id"][:SHORT]  # as a person would type it
     console.rule("triage" if rounds == 0 else f"triage, round {rounds + 1}")
     command(mesh, "dlq", "groups", shown_max=40)
     by_id = {(s.source, s.id, s.fate): s for s in plan.sendings}
