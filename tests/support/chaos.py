@@ -20,6 +20,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "customer_onboarding"
 TIMEOUT_S = 2
 """Every call, question and mail; leases are little more, so that what a killed process held comes back soon."""
 IN_FLIGHT_S = 3
+SLOW_S = 0.4
 
 
 def impatient(folder: Path) -> Path:
@@ -37,6 +38,11 @@ def impatient(folder: Path) -> Path:
         for pattern, replacement in changes:
             text = re.sub(pattern, replacement, text)
         file.write_text(text, encoding="utf-8")
+    sandbox = project / "sandbox.yaml"
+    text = sandbox.read_text(encoding="utf-8")
+    # Half of the subjects are served slowly, so that whenever somebody is killed or stopped, calls are in flight.
+    slow = f"{{fault: slow, share: 0.5, delay_s: {SLOW_S}}}"
+    sandbox.write_text(re.sub(r"( +)faults:\n", rf"\g<0>\1  - {slow}\n", text), encoding="utf-8")
     return project
 
 

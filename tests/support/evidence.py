@@ -140,7 +140,7 @@ async def gather(look: Books, sent: Sequence[Sent], intended: Mapping[str, Effec
         final=final,
         sent=sent,
         intended=intended,
-        messages=await _decoded(mesh, deliveries),
+        messages=await decoded(mesh, deliveries),
         deliveries={d.where: d for d in deliveries},
         dead=[d for d in deliveries if d.topic.startswith(DLQ_PREFIX)],
     )
@@ -149,7 +149,8 @@ async def gather(look: Books, sent: Sequence[Sent], intended: Mapping[str, Effec
     return await _schemas(look, evidence)
 
 
-async def _decoded(mesh: Mesh, deliveries: Sequence[Delivery]) -> list[Message]:
+async def decoded(mesh: Mesh, deliveries: Sequence[Delivery]) -> list[Message]:
+    """Our own records among them, decoded."""
     registry = open_registry(url=mesh.stack.registry_url, project=mesh.project)
     try:
         records = await Records.open(registry)

@@ -38,3 +38,7 @@ SELECT count(*) AS n, min(due_at) AS next FROM claims WHERE due_at IS NOT NULL A
 -- name: unfinished
 -- Intake's rows without a decision.
 SELECT count(*) FROM ledger WHERE disposition = 'claimed';
+
+-- name: in_transaction
+-- Who holds a transaction open at this moment and is not being served: by the port that it comes from.
+SELECT client_port FROM pg_stat_activity WHERE state = 'idle in transaction';
