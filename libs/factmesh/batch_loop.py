@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -189,15 +189,16 @@ class BatchLoop:
         """Until every message has its durable disposition. Transient trouble waits; other trouble is halved."""
         attempts, wait_s = 1, 0.05
         while True:
+            # A partition that halted while its batch was handled in parts: what follows in it must not be handled
+            # either, or its offset would pass those that wait.
+            deliveries = [d for d in deliveries if (d.topic, d.partition) not in self.halted]
+            if not deliveries:
+                return
             try:
                 await self._once(deliveries, error, attempts)
                 return
             except PoisonFlood as flood:
                 await self._halt(flood.where, deliveries)
-                rest = [d for d in deliveries if (d.topic, d.partition) != flood.where]
-                if rest:
-                    await self._handle(rest, error)
-                return
             except SplitBatch:
                 await self._halve(deliveries, error)
                 return
@@ -292,17 +293,19 @@ class BatchLoop:
         try:
             async with self._pool.acquire() as conn, conn.transaction():
                 outcome = await (runner.fast if fast else runner.slow)(conn, items, now)
-                self._check_flood(outcome.items)
+                counts = self._check_flood(outcome.items)
         except BaseException:
             self._claims.unreserve(reserved)
             raise
+        for where, (dead_n, alive_n) in counts.items():
+            self._health[where].last.extend([True] * dead_n + [False] * alive_n)
         for row in outcome.started:
             reserved[row.kind] -= 1
         self._claims.unreserve({kind: n for kind, n in reserved.items() if n > 0})
         self._claims.begin([replace(r, lease_ends=began + self._claims.lease_s(r.kind)) for r in outcome.started])
         return outcome
 
-    def _check_flood(self, items: Sequence[Item]) -> None:
+    def _check_flood(self, items: Sequence[Item]) -> Mapping[Coordinates, list[int]]:
         """Before the commit: would this much death halt a partition? Conflicts and replays are not a bad deploy."""
         counts: dict[Coordinates, list[int]] = {}
         for item in items:
@@ -314,8 +317,7 @@ class BatchLoop:
             health = self._health.setdefault(where, _Health())
             if dead_n and health.would_halt(dead_n, alive_n):
                 raise PoisonFlood(where)
-        for where, (dead_n, alive_n) in counts.items():
-            self._health[where].last.extend([True] * dead_n + [False] * alive_n)
+        return counts
 
     async def _halt(self, where: Coordinates, deliveries: Sequence[Delivery]) -> None:
         """Stop this partition; its messages stay in Kafka until somebody restarts the service."""
