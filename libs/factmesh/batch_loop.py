@@ -20,7 +20,7 @@ from factmesh.clock import Clock
 from factmesh.errors import ErrorClass, FactmeshError, class_of
 from factmesh.handling import Item, Outcome
 from factmesh.kafka import Coordinates, Publisher, Subscription
-from factmesh.message import Delivery
+from factmesh.message import H_GROUP, Delivery
 from factmesh.metrics import Metrics
 from factmesh.postgres import Pool, is_transient, is_unique_violation
 from factmesh.registry import Registry
@@ -90,7 +90,8 @@ class BatchLoop:
         self._runner, self._pool, self._publisher, self._registry = runner, pool, publisher, registry
         self._claims, self._clock, self._metrics = claims, clock, metrics
         self._batch_max = batch_max
-        self._careful_left = batch_max * (IN_FLIGHT_MAX + 1) if careful else 0
+        self._careful_n = batch_max if careful else 0
+        self._careful: dict[Coordinates, int] = {}
         self._subscription = subscribe(runner.group, runner.handler.topics(), self._drain)
         self._in_flight: deque[_InFlight] = deque()
         self._days = ledger.Days()
@@ -139,17 +140,27 @@ class BatchLoop:
             await self._subscription.resubscribe(wanted)
 
     async def _take(self, deliveries: list[Delivery]) -> None:
-        """One polled batch; after an unclean stop the first ones go one by one, each marked before it is touched."""
-        mine = [d for d in deliveries if d.opening == 0 or d.header("factmesh-group") in (None, self.group)]
-        passed_over = [d for d in deliveries if d not in mine] if len(mine) < len(deliveries) else []
+        """One polled batch; after an unclean stop the first ones go one by one, each marked before it is touched.
+
+        Each partition has its own count of these: the one message that kills may wait behind another's long backlog.
+        """
+        mine: list[Delivery] = []
+        passed_over: list[Delivery] = []
+        for delivery in deliveries:
+            if delivery.opening > 0 and delivery.header(H_GROUP) not in (None, self.group):
+                passed_over.append(delivery)
+            elif self._careful_n and self._careful.get((delivery.topic, delivery.partition), 0) < self._careful_n:
+                where = (delivery.topic, delivery.partition)
+                self._careful[where] = self._careful.get(where, 0) + 1
+                await self._carefully(delivery)
+            else:
+                mine.append(delivery)
+        if mine:
+            await self._handle(mine)
+        # Last, for their offsets would pass messages of the same partition that are still in hand.
+        passed_over = [d for d in passed_over if (d.topic, d.partition) not in self.halted]
         if passed_over:
             await self._hand_on([], passed_over)
-        if self._careful_left > 0:
-            for delivery in mine:
-                await self._carefully(delivery)
-            self._careful_left -= len(mine)
-        elif mine:
-            await self._handle(mine)
 
     async def _carefully(self, delivery: Delivery) -> None:
         attempts = await self._patiently(lambda: self._mark(delivery))
