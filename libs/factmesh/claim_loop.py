@@ -122,7 +122,9 @@ class ClaimLoop:
         self._published: list[tuple[UUID, int]] = []
         self._working: set[asyncio.Task[None]] = set()
         self._publishing: set[asyncio.Task[None]] = set()
+        self._unsettled = 0
         self._stopping = False
+        self._drained = asyncio.Event()
         self._next_wake: float | None = None
 
     # --- given by the batch loop -------------------------------------------------------------------------------------
@@ -174,6 +176,8 @@ class ClaimLoop:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(idle_s):
                             await self._wake.wait()
+            # What still runs is settled while `stop` waits for it: an outcome that is known must not end `interrupted`.
+            await self._drained.wait()
         finally:
             settler.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -192,6 +196,10 @@ class ClaimLoop:
                 rows, outcomes = await claims.claim_due(
                     conn, self.kind.name, limit, self.kind.lease_s, began + self.kind.lease_s
                 )
+                if self._stopping:
+                    # The stop came while these were claimed: nothing of them has begun.
+                    await claims.release(conn, rows)
+                    return IDLE_S_MAX
                 taken = len(rows)
                 due_s = None if len(rows) + len(outcomes) == limit else await claims.next_due_s(conn, self.kind.name)
         finally:
@@ -223,6 +231,7 @@ class ClaimLoop:
             self._free += 1
             return
         self._metrics.observe("factmesh_work_seconds", self._clock.monotonic() - began, self.kind.name)
+        self._unsettled += 1
         await self._finished.put(_Finished(row, settlement))
 
     async def _settle_all(self) -> None:
@@ -247,6 +256,7 @@ class ClaimLoop:
                         continue
                     log.warning("claims.settle_waiting", kind=self.kind.name, error=f"{type(error).__name__}: {error}")
                     await self._clock.sleep(RETRY_S)
+            self._unsettled -= len(batch)
             self._free += len(batch)
             self._wake.set()
 
@@ -359,12 +369,16 @@ class ClaimLoop:
         """
         self._stopping = True
         self._wake.set()
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(grace_s):
-                while self._working or not self._finished.empty() or self._publishing:
+                while self._working or self._unsettled or self._publishing:
                     await asyncio.sleep(0.02)
-        for task in list(self._working):
-            task.cancel()
+        except TimeoutError:
+            log.warning("claims.stop_late", kind=self.kind.name, running=len(self._working), unsettled=self._unsettled)
+        finally:
+            for task in list(self._working):
+                task.cancel()
+            self._drained.set()
 
 
 class ClaimRuntime:
