@@ -16,6 +16,7 @@ CHECKS: list[tuple[str, list[str]]] = [
     ("schemas: lint, compatibility, id lock", [*FACTMESH, "schema", "check"]),
     ("workflows: JSON Schema of the definitions", [*FACTMESH, "workflow", "schema", "--check"]),
     ("orchestrator: its README draws the transition table", [*FACTMESH, "workflow", "states", "--check"]),
+    ("docs: topics, metrics, alerts, settings, graphs, AsyncAPI", [*FACTMESH, "docs", "--check"]),
 ]
 
 
