@@ -228,9 +228,11 @@ class Runner(Generic[S]):
             alive.append((item, message))
         for item in items:
             name = f"process {item.delivery.topic}"
-            about = messaging(item.delivery.topic, "process", item.delivery.partition, item.delivery.offset)
+            about = messaging(
+                item.delivery.topic, "process", item.delivery.partition, item.delivery.offset, self.group
+            )
             traceparent = (item.message.traceparent if item.message else None) or item.delivery.header("traceparent")
-            item.hop = Hop(name, traceparent, "consumer", about)
+            item.hop = Hop(name, traceparent, "consumer", about | _ids_of(item.message))
         asked = _Asked()
         states = await self.handler.load(conn, [m for _, m in alive], now) if alive else {}
         changes = self._fold(alive, states, now, asked)
@@ -432,6 +434,19 @@ class _Asked:
 
 
 PARK_SIGNALS = frozenset({"message_parked", "message_released", "message_discarded"})
+
+
+def _ids_of(message: Message | None) -> dict[str, str]:
+    """What a span is found by, the same ids as in the logs."""
+    if message is None:
+        return {}
+    record = message.record
+    found = {
+        "messaging.message.id": str(message.id or ""),
+        "factmesh.correlation_id": record.get("correlation_id"),
+        "factmesh.instance_id": record.get("instance_id"),
+    }
+    return {name: str(value) for name, value in found.items() if value}
 
 
 def _is_park_signal(message: Message | None) -> bool:

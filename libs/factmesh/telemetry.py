@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,17 +163,22 @@ def new_traceparent(sampled: bool = True) -> str:
     return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-{'01' if sampled else '00'}"
 
 
-def messaging(topic: str, operation: str, partition: int | None = None, offset: int | None = None) -> dict[str, Any]:
-    """Attributes by the OpenTelemetry semantic conventions for messaging (Kafka)."""
+def messaging(
+    topic: str, operation: str, partition: int | None = None, offset: int | None = None, group: str | None = None
+) -> dict[str, Any]:
+    """Attributes by the OpenTelemetry semantic conventions for messaging (Kafka): `operation` is send or process."""
     attributes: dict[str, Any] = {
         "messaging.system": "kafka",
         "messaging.destination.name": topic,
+        "messaging.operation.name": operation,
         "messaging.operation.type": operation,
     }
     if partition is not None:
         attributes["messaging.destination.partition.id"] = str(partition)
     if offset is not None:
         attributes["messaging.kafka.offset"] = offset
+    if group is not None:
+        attributes["messaging.consumer.group.name"] = group
     return attributes
 
 
@@ -183,8 +188,15 @@ def setup_logging(service: str, *, level: str = "info", fmt: str = "json") -> No
     renderer: Any = structlog.processors.JSONRenderer() if fmt == "json" else structlog.dev.ConsoleRenderer(
         exception_formatter=structlog.dev.plain_traceback
     )
+
+    def named(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        # No context variable: those are lost on the threads that Kafka's clients log from.
+        event.setdefault("service", service)
+        return event
+
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        named,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -194,7 +206,6 @@ def setup_logging(service: str, *, level: str = "info", fmt: str = "json") -> No
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(service=service)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from factmesh import ids
+from factmesh import dlq, ids
 from factmesh.clock import Clock
 from factmesh.errors import FactmeshError, TransientError
 from factmesh.kafka import BrokerError, Publisher
@@ -132,7 +132,9 @@ class _Facts:
                 if is_transient(error):
                     response = _problem(request, problems.BY_SLUG["unavailable"])
                 else:
-                    log.error("intake.http_bug", route=route, exception_type=type(error).__qualname__, exc_info=True)
+                    # Frames only: the text and the locals of a bug may quote the payload (F5).
+                    _, text, frames = dlq.describe(error)
+                    log.error("intake.http_bug", route=route, error=text, stack=frames)
                     response = _problem(request, problems.BY_SLUG["error"])
             self._in.metrics.inc("factmesh_http_requests_total", route, str(response.status_code))
             self._in.metrics.observe("factmesh_http_seconds", time.perf_counter() - began, route)
@@ -146,21 +148,32 @@ class _Facts:
         if self._in_flight >= IN_FLIGHT_MAX or self._in.publisher.queued > QUEUED_MAX:
             return _problem(request, problems.BY_SLUG["busy"])
         self._in_flight += 1
+        came = request.headers.get(H_TRACEPARENT)
+        about = {"http.request.method": "POST", "http.route": "/facts", "url.path": "/facts"}
         try:
-            headers = request.headers.items()
-            mode = events.http_mode(headers)
-            if not mode:
-                raise UnsupportedMediaError(
-                    "content-type", "a CloudEvents format that is not spoken here", hint=f"send {events.EVENT_JSON}"
-                )
-            body = await _body(request, BATCH_BYTES_MAX if mode == "batch" else BODY_BYTES_MAX)
-            if mode == "batch":
-                return await self._batch(request, events.from_http_batch(body))
-            if mode == "structured":
-                return await self._single(request, lambda: events.from_json(strict_json.parse(body)))
-            return await self._single(request, lambda: events.from_http_binary(headers, body))
+            with Hop("POST /facts", came, "server", about) as hop:
+                response = await self._take(request, came, hop.traceparent)
+                hop.note(**{"http.response.status_code": response.status_code})
+            return response
         finally:
             self._in_flight -= 1
+
+    async def _take(self, request: Request, came: str | None, traceparent: str | None) -> Response:
+        headers = request.headers.items()
+        mode = events.http_mode(headers)
+        if not mode:
+            raise UnsupportedMediaError(
+                "content-type", "a CloudEvents format that is not spoken here", hint=f"send {events.EVENT_JSON}"
+            )
+        body = await _body(request, BATCH_BYTES_MAX if mode == "batch" else BODY_BYTES_MAX)
+        if mode == "batch":
+            # Where the caller traces nothing, each event of a batch begins a trace of its own: one for each workflow.
+            request.state.traceparent = traceparent if parse_traceparent(came) is not None else None
+            return await self._batch(request, events.from_http_batch(body))
+        request.state.traceparent = traceparent
+        if mode == "structured":
+            return await self._single(request, lambda: events.from_json(strict_json.parse(body)))
+        return await self._single(request, lambda: events.from_http_binary(headers, body))
 
     async def _single(self, request: Request, parse: Callable[[], Event]) -> Response:
         """One event: 202 after the acknowledgement of all replicas, or why not."""
@@ -221,7 +234,7 @@ class _Facts:
         """Durable, or TransientError. What timed out may still be written: the caller repeats it under the same id."""
         if not accepted:
             return
-        emissions = [self._emission(event, request.headers.get(H_TRACEPARENT)) for event in accepted]
+        emissions = [self._emission(event, request.state.traceparent) for event in accepted]
         try:
             async with asyncio.timeout(ACK_S_MAX):
                 await self._in.publisher.publish(emissions, patient=False)
