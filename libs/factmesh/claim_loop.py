@@ -122,6 +122,7 @@ class ClaimLoop:
         self._published: list[tuple[UUID, int]] = []
         self._working: set[asyncio.Task[None]] = set()
         self._publishing: set[asyncio.Task[None]] = set()
+        self._in_publish: set[tuple[UUID, int]] = set()
         self._unsettled = 0
         self._stopping = False
         self._drained = asyncio.Event()
@@ -201,16 +202,22 @@ class ClaimLoop:
                     await claims.release(conn, rows)
                     return IDLE_S_MAX
                 taken = len(rows)
-                due_s = None if len(rows) + len(outcomes) == limit else await claims.next_due_s(conn, self.kind.name)
+                full = len(rows) + len(outcomes) == limit
+                due_s = None if full else await claims.next_due_s(conn, self.kind.name)
         finally:
             self._free += limit - taken
         for row in rows:
             self._spawn(row)
+        # An outage of the broker outlasts the grace: what this process is publishing already it does not queue again.
+        outcomes = [o for o in outcomes if (o.id, o.epoch) not in self._in_publish]
         if outcomes:
             self._publish_later(outcomes)
-        if len(rows) + len(outcomes) == limit:
+        if full:
             return 0.0 if self._free > 0 else IDLE_S_MAX
-        return IDLE_S_MAX if due_s is None else min(IDLE_S_MAX, max(0.0, due_s) + 0.001)
+        if due_s is not None and due_s <= 0:
+            # Due and locked by somebody's transaction: asking again at once would go on for as long as that lasts.
+            return RETRY_S
+        return IDLE_S_MAX if due_s is None else min(IDLE_S_MAX, due_s + 0.001)
 
     def _spawn(self, row: Claimed) -> None:
         task = asyncio.create_task(self._work(row), name=f"{self.kind.name}:{row.id}")
@@ -340,13 +347,17 @@ class ClaimLoop:
         return (*f.settlement.ledger, mark)
 
     def _publish_later(self, outcomes: Sequence[Unpublished]) -> None:
+        self._in_publish |= {(o.id, o.epoch) for o in outcomes}
         task = asyncio.create_task(self._publish(outcomes), name=f"publish:{self.kind.name}")
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
 
     async def _publish(self, outcomes: Sequence[Unpublished]) -> None:
         emissions = [e for o in outcomes for e in unpack(o.outcome)]
-        await self._publisher.publish(emissions)
+        try:
+            await self._publisher.publish(emissions)
+        finally:
+            self._in_publish -= {(o.id, o.epoch) for o in outcomes}
         for emission in emissions:
             self._metrics.inc("factmesh_published_total", emission.topic)
         self._published += [(o.id, o.epoch) for o in outcomes]
