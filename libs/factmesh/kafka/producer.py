@@ -25,20 +25,23 @@ PARTITIONER = "murmur2_random"
 class _Wave:
     """Emissions that are published together: counts acknowledgements and keeps what failed."""
 
-    __slots__ = ("failed", "left", "loop", "ready")
+    __slots__ = ("failed", "left", "lock", "loop", "ready")
 
     def __init__(self, n: int, loop: asyncio.AbstractEventLoop) -> None:
         self.left = n
         self.failed: list[tuple[Emission, KafkaError]] = []
         self.loop = loop
+        self.lock = threading.Lock()
         self.ready: asyncio.Future[None] = loop.create_future()
 
     def ack(self, emission: Emission, error: KafkaError | None) -> None:
-        """Called on the producer's thread, one at a time."""
-        if error is not None:
-            self.failed.append((emission, error))
-        self.left -= 1
-        if self.left == 0:
+        """Called on the producer's thread, and on the loop's for what the producer did not even take."""
+        with self.lock:
+            if error is not None:
+                self.failed.append((emission, error))
+            self.left -= 1
+            done = self.left == 0
+        if done:
             with contextlib.suppress(RuntimeError):  # the loop may be closed at a hard stop
                 self.loop.call_soon_threadsafe(self._set)
 
@@ -70,6 +73,7 @@ class Publisher:
         self._on_retry = on_retry
         self._stop = threading.Event()
         self._producer = Producer(self._config)
+        self._retired: list[Producer] = []
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._poll, name="kafka-producer", daemon=True)
         self._thread.start()
@@ -77,6 +81,11 @@ class Publisher:
     def _poll(self) -> None:
         while not self._stop.is_set():
             self._producer.poll(0.1)
+            for old in list(self._retired):
+                # Others' emissions may be on it: until each had its answer, their publishers wait.
+                old.poll(0)
+                if len(old) == 0:
+                    self._retired.remove(old)
 
     async def publish(self, emissions: Sequence[Emission], *, patient: bool = True) -> None:
         """Publish and wait for every acknowledgement. Raises BrokerError at the first failure unless `patient`."""
@@ -84,6 +93,7 @@ class Publisher:
         wait_s = 0.1
         while pending:
             wave = _Wave(len(pending), asyncio.get_running_loop())
+            producer = self._producer
             for emission in pending:
                 await self._produce(emission, wave)
             await wave.ready
@@ -100,7 +110,7 @@ class Publisher:
             )
             self._on_retry(len(wave.failed))
             if any(error.fatal() for _, error in wave.failed):
-                self._renew()
+                self._renew(producer)
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, WAIT_MAX_S)
             pending = [emission for emission, _ in wave.failed]
@@ -125,11 +135,18 @@ class Publisher:
                 wave.ack(emission, error.args[0])
                 return
 
-    def _renew(self) -> None:
-        """After a fatal error the idempotent producer is of no use any more; what failed goes through a new one."""
+    def _renew(self, failed: Producer) -> None:
+        """After a fatal error the idempotent producer is of no use any more; what failed goes through a new one.
+
+        What others have on it fails now, and their publishers try it again: nobody else would answer them.
+        """
         with self._lock:
+            if self._producer is not failed:
+                return  # another publisher has met the same error
             log.error("kafka.producer_renewed", message="the producer met a fatal error and is replaced")
             self._producer = Producer(self._config)
+            self._retired.append(failed)
+            failed.purge(blocking=False)
 
     @property
     def queued(self) -> int:
