@@ -42,6 +42,13 @@ log = structlog.get_logger("factmesh.service")
 
 STOP_S_MAX = 10.0
 """A stop takes no longer (SIGTERM to exit); what is not finished by then is repeated after the next start."""
+STOP_BATCHES_S = 3.0
+STOP_CLAIMS_S = 3.5
+STOP_TASKS_S = 1.0
+STOP_CLOSE_S = 0.5
+"""Its parts, each at its worst: the batch in hand and its acknowledgements; calls under way and their settlements;
+the loops' own ends; and each of the four connections to be closed. With a database or broker that is down, all of them
+run out, and their sum must stay below the whole."""
 HOUSEKEEPING_S = 3600.0
 GAUGES_S = 5.0
 POOL_CONNECTIONS_MAX = 12
@@ -191,7 +198,7 @@ async def _open(service: Service, settings: Settings, clock: Clock, stack: conte
         client_id=f"factmesh-{name}",
         on_retry=lambda n: metrics.inc("factmesh_publish_retries_total", by=n),
     )
-    stack.push_async_callback(publisher.close)
+    stack.push_async_callback(publisher.close, STOP_CLOSE_S)
     return Context(
         service=name,
         version=_version(),
@@ -212,7 +219,7 @@ async def _open(service: Service, settings: Settings, clock: Clock, stack: conte
 
 async def _close_pool(pool: Pool) -> None:
     try:
-        async with asyncio.timeout(2.0):
+        async with asyncio.timeout(STOP_CLOSE_S):
             await pool.close()
     except TimeoutError:
         pool.terminate()
@@ -230,7 +237,7 @@ async def open_service(
         if parts.topics:
             await context.ensure_topics(parts.topics)
         mark_conn = await connect(context.dsn, schema=context.schema, application=f"factmesh-{context.service}-mark")
-        stack.push_async_callback(_quietly, lambda: mark_conn.close(timeout=2.0))
+        stack.push_async_callback(_quietly, lambda: mark_conn.close(timeout=STOP_CLOSE_S))
         mark = ledger.ProcessMark(mark_conn, socket.gethostname())
         unclean = await mark.enter()
         if unclean:
@@ -266,23 +273,24 @@ async def _guarded(work: Awaitable[None]) -> None:
 
 async def _quietly(work: Callable[[], Awaitable[Any]]) -> None:
     with contextlib.suppress(Exception):
-        async with asyncio.timeout(2.0):
+        async with asyncio.timeout(STOP_CLOSE_S):
             await work()
 
 
 async def _stop(running: Running, loops: Sequence[ClaimLoop], server: uvicorn.Server | None) -> None:
     """Stop polling, finish the batch and the running attempts, commit, leave the group; within `STOP_S_MAX`."""
+    if server is not None:
+        server.should_exit = True
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(STOP_S_MAX - 2.0):
-            if server is not None:
-                server.should_exit = True
+        async with asyncio.timeout(STOP_BATCHES_S):
             await asyncio.gather(*(b.stop() for b in running.batch_loops), return_exceptions=True)
-            await asyncio.gather(*(loop.stop(STOP_S_MAX - 4.0) for loop in loops), return_exceptions=True)
+    # After the batches: the last of them may have begun rows, and somebody must settle those.
+    await asyncio.gather(*(loop.stop(STOP_CLAIMS_S) for loop in loops), return_exceptions=True)
     for task in running.tasks:
         if not task.get_name().startswith("batches:"):
             task.cancel()
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(1.5):
+        async with asyncio.timeout(STOP_TASKS_S):
             await asyncio.gather(*running.tasks, return_exceptions=True)
             await asyncio.gather(*(b.close() for b in running.batch_loops), return_exceptions=True)
     for task in running.tasks:
