@@ -396,9 +396,12 @@ class BatchLoop:
                     self._committed[where] = max(self._committed.get(where, 0), offset)
             due = force or self._clock.monotonic() - self._last_commit >= COMMIT_EVERY_S
             if due and self._committed:
-                offsets, self._committed = self._committed, {}
+                # What left with a rebalance is the new owner's to commit: ours may be lower than where he is.
+                offsets = {w: o for w, o in self._committed.items() if w in self._subscription.assigned}
+                self._committed = {}
                 self._last_commit = self._clock.monotonic()
-                await self._subscription.commit(offsets)
+                if not await self._subscription.commit(offsets):
+                    self._committed = offsets
 
     async def _drain(self) -> None:
         """Before partitions go: finish the batch in hand, wait for its acknowledgements, commit."""

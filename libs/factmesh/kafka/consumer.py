@@ -142,10 +142,13 @@ class Subscription:
                 log.warning("kafka.consume", group=self.group, error=failure.str())
         return out
 
-    async def commit(self, offsets: Mapping[Coordinates, int]) -> None:
-        """Commit the next offset to read of each partition. A refused commit is logged: the messages come again."""
+    async def commit(self, offsets: Mapping[Coordinates, int]) -> bool:
+        """Commit the next offset to read of each partition; whether it counted.
+
+        A refused commit is logged: it may be tried again, and if it never is, the messages come again.
+        """
         if not offsets:
-            return
+            return True
         positions = [TopicPartition(t, p, o) for (t, p), o in offsets.items()]
 
         def work() -> None:
@@ -155,7 +158,9 @@ class Subscription:
             # Not on the owned thread: that one may be waiting, inside a revocation, for this very commit.
             await asyncio.to_thread(work)
         except (KafkaException, RuntimeError) as error:
-            log.warning("kafka.commit", group=self.group, error=str(error), message="the messages come again")
+            log.warning("kafka.commit", group=self.group, error=str(error), message="not committed, tried again")
+            return False
+        return True
 
     async def rewind(self, offsets: Mapping[Coordinates, int]) -> None:
         """Read again from these offsets."""
