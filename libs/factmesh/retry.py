@@ -4,6 +4,7 @@ Pure: the jitter's randomness is derived from the command's id, so that the same
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import blake2b
@@ -70,10 +71,13 @@ def next_step(
         return Stop(f"an error of class {error_class} is not retried")
     if attempt >= policy.attempts_max:
         return Stop(f"all {policy.attempts_max} attempts are used up")
-    ceiling_s = min(policy.delay_max_s, policy.base_s * policy.factor ** (attempt - 1))
-    delay_s = max(policy.base_s / 2, jitter(id_, attempt) * ceiling_s)
+    # In logarithms: 10 to the power of 400 is no float.
+    grown = math.log(policy.base_s) + (attempt - 1) * math.log(policy.factor)
+    ceiling_s = policy.delay_max_s if grown >= math.log(policy.delay_max_s) else math.exp(grown)
+    delay_s = max(min(policy.base_s, policy.delay_max_s) / 2, jitter(id_, attempt) * ceiling_s)
     if retry_after_s is not None:
-        delay_s = max(delay_s, retry_after_s)
+        # Whatever a stranger sent, the sum below must be an instant.
+        delay_s = max(delay_s, min(retry_after_s, 2 * policy.total_max_s))
     at = now + timedelta(seconds=delay_s)
     if at > first_attempt_at + timedelta(seconds=policy.total_max_s):
         return Stop(f"the next attempt would come after {policy.total_max_s:g} s of trying")
