@@ -64,13 +64,15 @@ class Emitter:
         headers: Headers = (("traceparent", cause.traceparent.encode()),) if cause.traceparent else ()
         if publish.record == "status":
             headers = cloudevent_headers(body) + headers
-        if len(value) > topics.VALUE_BYTES_MAX:
+        key = publish.key.encode()
+        weight = len(value) + len(key) + sum(len(n) + len(v or b"") for n, v in headers)
+        if weight > topics.VALUE_BYTES_MAX:
             raise ValidationError(
-                f"the {publish.record} that this would emit weighs {len(value)} bytes",
+                f"the {publish.record} that this would emit weighs {weight} bytes",
                 where=topic,
                 hint=f"at most {topics.VALUE_BYTES_MAX} fit: keep large content elsewhere and pass a reference",
             )
-        return Emission(topic, publish.key.encode(), value, headers)
+        return Emission(topic, key, value, headers)
 
     def dead(self, letter: dlq.DeadLetter) -> Emission:
         """The record for `dlq.<topic>`."""
