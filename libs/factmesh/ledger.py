@@ -210,7 +210,8 @@ async def expire(conn: Connection, now: datetime, *, horizon_days: int, audit_da
 
     Returns the partitions that were dropped. A day with a quarantined or unfinished row is kept.
     """
-    await conn.execute(SQL.gate_expire, horizon_days)
+    # A day more than the horizon: `occurred_at` may lie minutes ahead of the first sight, and two clocks judge.
+    await conn.execute(SQL.gate_expire, horizon_days + 1)
     await conn.execute(SQL.emitted_expire, ids.first_id_of((now - timedelta(days=horizon_days)).date()))
     dropped = []
     first_kept = partition_name((now - timedelta(days=audit_days)).date())
