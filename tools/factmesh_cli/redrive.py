@@ -5,6 +5,7 @@ The bytes are the ledgers' own; receivers drop what they have (DESIGN section 3,
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ async def _run(
     try:
         sources: list[Source] = []
         for name in only or SERVICES:
-            dsn = given.get(f"FACTMESH_{name.upper()}_DSN") or settings.postgres_dsn.get_secret_value()
+            variable = f"FACTMESH_{name.upper()}_DSN"
+            dsn = given.get(variable) or os.environ.get(variable) or settings.postgres_dsn.get_secret_value()
             pool = await create_pool(dsn, schema=settings.schema_name(name), application="factmesh-redrive", size_max=1)
             pools.append(pool)
             async with pool.acquire() as conn:
