@@ -24,7 +24,7 @@ from factmesh.sql_files import Queries, SqlFileError, load_sql, parse_sql
 __all__ = [
     "PINNED_PLANS", "Connection", "Hints", "MigrationError", "Migrations", "Pool", "Queries", "Record", "SqlFileError",
     "connect", "create_pool", "drop_role_and_schema", "dsn_for_role", "ensure_role_and_schema", "is_data_error",
-    "is_transient", "is_unique_violation", "listen", "load_sql", "migrate", "notify", "parse_sql", "redacted",
+    "is_timeout", "is_transient", "is_unique_violation", "listen", "load_sql", "migrate", "notify", "parse_sql", "redacted",
     "sqlstate", "wait_until_alive",
 ]  # fmt: skip
 
@@ -110,10 +110,22 @@ def is_transient(error: BaseException) -> bool:
     """Whether to try the whole transaction again: lost connection, unknown commit outcome, deadlock, timeout."""
     state = sqlstate(error)
     if state is not None:
-        return state.startswith(_TRANSIENT_CLASSES) or state in _TRANSIENT_CODES
+        # A plan made before a migration of a newer replica: the client has dropped it when it raises this.
+        outdated = isinstance(error, asyncpg.InvalidCachedStatementError)
+        return state.startswith(_TRANSIENT_CLASSES) or state in _TRANSIENT_CODES or outdated
     if isinstance(error, asyncpg.InterfaceError):
         return "connection is closed" in str(error) or "connection was closed" in str(error)
-    return isinstance(error, OSError | TimeoutError | EOFError | asyncpg.PostgresConnectionError)
+    if isinstance(error, asyncpg.InternalClientError):
+        # A server that is stopped says so on idle connections too. Until the socket's end is seen, the client takes that
+        # word for an unfinished operation of its own, and the next statement meets this: the connector ended by it.
+        return str(error).startswith("cannot switch to state")
+    kinds = OSError | TimeoutError | EOFError | asyncpg.PostgresConnectionError | asyncpg.OutdatedSchemaCacheError
+    return isinstance(error, kinds)
+
+
+def is_timeout(error: BaseException) -> bool:
+    """The transaction took too long, by the server's bound or ours: a smaller one may fit."""
+    return isinstance(error, TimeoutError) or sqlstate(error) in {"25P04", "57014"}
 
 
 def is_unique_violation(error: BaseException, constraint: str | None = None) -> bool:
