@@ -15,13 +15,22 @@ import structlog
 from factmesh import claims, dlq, ids, ledger, topics
 from factmesh.effects import Amend, Discard, Effect, MarkLedger, Note, Publish, Schedule, Unschedule
 from factmesh.emitting import Cause, Emitter, parked, released
-from factmesh.errors import ConflictError, FactmeshError, OnBehalf, Reason, StaleError, ValidationError, reason_of
+from factmesh.errors import (
+    ConflictError,
+    ErrorClass,
+    FactmeshError,
+    OnBehalf,
+    Reason,
+    StaleError,
+    ValidationError,
+    reason_of,
+)
 from factmesh.handling import Change as Change
 from factmesh.handling import Dead as Dead
 from factmesh.handling import Handler as Handler
 from factmesh.handling import Item, Outcome
 from factmesh.ids import Root
-from factmesh.message import Delivery, Emission, Message, pack, unpack, unpack_delivery
+from factmesh.message import Delivery, Emission, Message, pack, to_ms, unpack, unpack_delivery
 from factmesh.postgres import Connection
 from factmesh.telemetry import Hop, messaging
 from factmesh.verdict import Verdict, judge
@@ -58,42 +67,54 @@ class Runner(Generic[S]):
         if error is None:
             try:
                 message = self.handler.decode(delivery)
-                self._plausible(message, now)
             except FactmeshError as failure:
+                if failure.error_class is ErrorClass.TRANSIENT:
+                    raise
                 error = failure
             except Exception as bug:
                 error = bug
         opening = delivery.opening
         coordinates = Root.coordinates(delivery.topic, delivery.partition, delivery.offset)
-        if message is not None and isinstance(error, StaleError | ValidationError):
-            # Its own day cannot hold it: the row lies under the coordinates, in the day of the delivery.
-            return Item(delivery, message, error, coordinates, coordinates, opening, message.hash, beside=True)
+        opened = delivery.root_override
+        implausible = self._implausible(delivery, message, opened, now)
+        if implausible is not None:
+            # Its own day cannot hold it: the row lies under the coordinates, in the day of the delivery. Its numbers
+            # go on counting under the root that was opened, or the record there would never be open again.
+            raw = message.hash if message is not None else ids.body_hash(delivery.value or b"")
+            error = error or implausible
+            return Item(delivery, message, error, opened or coordinates, coordinates, opening, raw, beside=True)
         if message is None:
             own = self.handler.identify(delivery) or coordinates
             raw = ids.body_hash(delivery.value or b"")
-            return Item(delivery, None, error, delivery.root_override or own, own, opening, raw)
+            return Item(delivery, None, error, opened or own, own, opening, raw)
         own = Root.own(message.id) if message.id is not None else message.own or message.root
         return Item(delivery, message, error, message.root, own, opening, message.hash)
 
-    def _plausible(self, message: Message, now: datetime) -> None:
-        for id_ in filter(None, (message.root.id, message.id)):
-            day, today = ids.day_of(id_), now.date()
-            if day > today + timedelta(days=FUTURE_DAYS_MAX):
-                raise ValidationError(
-                    f"id {id_} lies in the future, {day}", where=message.where, hint="check the sender's clock"
-                )
-            if day < today - timedelta(days=self.audit_days):
-                raise StaleError(
-                    f"id {id_} is of {day}, a day that the ledger no longer holds",
-                    where=message.where,
+    def _implausible(
+        self, delivery: Delivery, message: Message | None, opened: Root | None, now: datetime
+    ) -> FactmeshError | None:
+        """Why the ledger has no day for one of its ids; a header may name any id, and days are tables."""
+        where = message.where if message is not None else delivery.where
+        latest_ms = to_ms(now + timedelta(days=FUTURE_DAYS_MAX))
+        named = [opened.id if opened is not None else None]
+        named += [message.id, message.root.id] if message is not None else []
+        for id_ in filter(None, named):
+            if ids.instant_ms_of(id_) > latest_ms:
+                return ValidationError(f"id {id_} lies in the future", where=where, hint="check the sender's clock")
+            if ids.day_of(id_) < now.date() - timedelta(days=self.audit_days):
+                return StaleError(
+                    f"id {id_} is of {ids.day_of(id_)}, a day that the ledger no longer holds",
+                    where=where,
                     hint=f"the audit period is {self.audit_days} days; start a new instance instead",
                 )
+        return None
 
     def days(self, items: Sequence[Item], now: datetime) -> set[UUID]:
         """Ids in every day that this batch may write to."""
         wanted = {ids.entrance_id("day", "", int(now.timestamp() * 1000))}
         for item in items:
-            wanted |= {i for i in (item.root.id, item.own.id) if i is not None}
+            if not item.beside:
+                wanted |= {i for i in (item.root.id, item.own.id) if i is not None}
         return wanted
 
     # --- the transaction ---------------------------------------------------------------------------------------------
@@ -133,7 +154,9 @@ class Runner(Generic[S]):
             else:
                 before = known.recorded.get(own_id)
                 opening = before.opening if before is not None else 0
-                rows.append(replace(self._row(item), id=own_id, root=_text(item.own), emitted=None, opening=opening))
+                # With its body: what comes later under this id with another one is a conflict, never a repeat (A4).
+                own = replace(self._row(item), id=own_id, root=_text(item.own), emitted=None, opening=opening)
+                rows.append(replace(own, body_hash=item.hash))
         used = {r.id for r in rows}
         forget += [i for i in known.fresh if i not in used]
         await ledger.finish(conn, rows, forget=forget, seen=repeats)
@@ -269,6 +292,8 @@ class Runner(Generic[S]):
                 after, effects = self.handler.decide(state, message, now)
                 emissions = self._emissions(item, message, effects, now)
             except FactmeshError as error:
+                if error.error_class is ErrorClass.TRANSIENT:
+                    raise  # waiting cures it: the batch is tried again, and nothing is dead
                 item.error = error
                 continue
             except Exception as bug:
@@ -306,8 +331,10 @@ class Runner(Generic[S]):
             self.emitter.emit(publish, cause, ordinal, now)
             for ordinal, publish in enumerate(e for e in effects if isinstance(e, Publish))
         ]
-        if item.opening > 0 and message.instance_id is not None:
-            signal = released(ids.record_id(item.root.text, self.group), item.opening, message.instance_id)
+        # As the park found it: by the record, else by the key, which an opening restores.
+        instance = (message.instance_id or self._instance_of_key(item.delivery)) if item.opening > 0 else None
+        if instance is not None:
+            signal = released(ids.record_id(item.root.text, self.group), item.opening, instance)
             out.append(self.emitter.emit(signal, cause, len(out), now))
         return out
 
@@ -455,7 +482,8 @@ def _is_park_signal(message: Message | None) -> bool:
 
 
 def _text(root: Root) -> str | None:
-    return None if root.id is not None else root.text
+    """The root as the ledger shows it: PostgreSQL refuses NUL, and the gate knows it by its hash anyway."""
+    return None if root.id is not None else root.text.replace("\0", "\ufffd")
 
 
 def is_conflict(item: Item) -> bool:
