@@ -22,7 +22,7 @@ from factmesh.handling import Item, Outcome
 from factmesh.kafka import Coordinates, Publisher, Subscription
 from factmesh.message import H_GROUP, Delivery
 from factmesh.metrics import Metrics
-from factmesh.postgres import Pool, is_transient, is_unique_violation
+from factmesh.postgres import Pool, is_timeout, is_transient, is_unique_violation
 from factmesh.registry import Registry
 from factmesh.verdict import Verdict
 
@@ -33,6 +33,8 @@ ALONE_ATTEMPTS_MAX = 3
 """How often a message that fails alone in its batch, for no class of error we know, is tried before it is dead."""
 KILLED_ATTEMPTS_MAX = 4
 """How often a process may die with one message in hand before that message is dead."""
+TIMEOUTS_MAX = 2
+"""How often a batch may run out of its transaction's time before it is tried in halves: it may never fit whole."""
 RETRY_S_MAX = 5.0
 HALT_WINDOW = 200
 HALT_DEAD_MIN = 100
@@ -198,7 +200,7 @@ class BatchLoop:
 
     async def _handle(self, deliveries: Sequence[Delivery], error: BaseException | None = None) -> None:
         """Until every message has its durable disposition. Transient trouble waits; other trouble is halved."""
-        attempts, wait_s = 1, 0.05
+        attempts, timeouts, wait_s = 1, 0, 0.05
         while True:
             # A partition that halted while its batch was handled in parts: what follows in it must not be handled
             # either, or its offset would pass those that wait.
@@ -223,6 +225,10 @@ class BatchLoop:
                         error=f"{type(failure).__name__}: {failure}",
                         message="rolled back and tried again; nothing is lost",
                     )
+                    timeouts += is_timeout(failure)
+                    if timeouts >= TIMEOUTS_MAX and len(deliveries) > 1:
+                        await self._halve(deliveries, error)
+                        return
                 elif len(deliveries) > 1:
                     self._metrics.inc("factmesh_batch_retries_total", self.label, "halved")
                     await self._halve(deliveries, error)
