@@ -24,8 +24,8 @@ from factmesh.sql_files import Queries, SqlFileError, load_sql, parse_sql
 __all__ = [
     "PINNED_PLANS", "Connection", "Hints", "MigrationError", "Migrations", "Pool", "Queries", "Record", "SqlFileError",
     "connect", "create_pool", "drop_role_and_schema", "dsn_for_role", "ensure_role_and_schema", "is_data_error",
-    "is_timeout", "is_transient", "is_unique_violation", "listen", "load_sql", "migrate", "notify", "parse_sql", "redacted",
-    "sqlstate", "wait_until_alive",
+    "is_timeout", "is_transient", "is_unique_violation", "listen", "load_sql", "migrate", "notify", "parse_sql",
+    "redacted", "sqlstate", "wait_until_alive",
 ]  # fmt: skip
 
 log = structlog.get_logger("factmesh.postgres")
@@ -116,11 +116,11 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, asyncpg.InterfaceError):
         return "connection is closed" in str(error) or "connection was closed" in str(error)
     if isinstance(error, asyncpg.InternalClientError):
-        # A server that is stopped says so on idle connections too. Until the socket's end is seen, the client takes that
-        # word for an unfinished operation of its own, and the next statement meets this: the connector ended by it.
-        return str(error).startswith("cannot switch to state")
-    kinds = OSError | TimeoutError | EOFError | asyncpg.PostgresConnectionError | asyncpg.OutdatedSchemaCacheError
-    return isinstance(error, kinds)
+        # A server that is stopped says so on idle connections too. Until the socket's end is seen, the client takes
+        # that word for an unfinished operation of its own, and the next statement meets this: the connector ended by it.
+        stopped = str(error).startswith("cannot switch to state")
+        return stopped or isinstance(error, asyncpg.OutdatedSchemaCacheError)
+    return isinstance(error, OSError | TimeoutError | EOFError | asyncpg.PostgresConnectionError)
 
 
 def is_timeout(error: BaseException) -> bool:
