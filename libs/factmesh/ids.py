@@ -5,6 +5,7 @@ No randomness and no clock lives here; instants come in as arguments.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -14,6 +15,10 @@ from uuid import UUID
 from factmesh.errors import ValidationError
 
 ORDINAL_MAX = 0xFFFF
+INSTANT_MS_MAX = 253_402_300_799_999
+"""The last millisecond of the year 9999: beyond it no calendar has a day."""
+ROOT_CHARS_MAX = 1024
+"""Above what intake lets a source and an id be, or Kafka a topic's name."""
 _MS_MAX = (1 << 48) - 1
 
 
@@ -117,6 +122,11 @@ def is_ours(id_: UUID) -> bool:
     return (id_.int >> 76) & 0xF == 0x8 and (id_.int >> 62) & 0b11 == 0b10
 
 
+_ROOT = re.compile(r"id:[0-9a-f-]{36}\Z|ce:\d{1,4}:.|at:[^:]+:\d{1,10}:\d{1,19}\Z")
+#: NUL is what PostgreSQL's text cannot hold; the others have no place in a header either.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
 @dataclass(frozen=True, slots=True)
 class Root:
     """What a message goes back to, as text: one of our ids, a stranger's (source, id), or coordinates.
@@ -138,6 +148,16 @@ class Root:
     @classmethod
     def coordinates(cls, topic: str, partition: int, offset: int) -> Root:
         return cls(f"at:{topic}:{partition}:{offset}")
+
+    @classmethod
+    def parse(cls, text: str) -> Root | None:
+        """The root that a header names; None for text that no mesh wrote. A stranger may write any header."""
+        if len(text) > ROOT_CHARS_MAX or _CONTROL.search(text) or not _ROOT.match(text):
+            return None
+        root = cls(text)
+        if text.startswith("id:") and (root.id is None or instant_ms_of(root.id) > INSTANT_MS_MAX):
+            return None
+        return root
 
     @property
     def id(self) -> UUID | None:

@@ -52,16 +52,18 @@ class Delivery:
 
     @property
     def opening(self) -> int:
-        """The number of the replay that this is; 0 is the message itself."""
+        """The number of the replay that this is; 0 is the message itself, also where the headers are no replay's."""
         raw = self.header(H_OPENING)
+        if raw is None or Root.parse(self.header(H_ROOT_ID) or "") is None:
+            return 0
         # ASCII and short: int() raises on "²", which is a digit, and on more than 4,300 of them.
-        return int(raw) if raw is not None and raw.isascii() and raw.isdigit() and len(raw) <= 9 else 0
+        return int(raw) if raw.isascii() and raw.isdigit() and len(raw) <= 9 else 0
 
     @property
     def root_override(self) -> Root | None:
         """The root that a replay names; None on a message that is not one."""
         raw = self.header(H_ROOT_ID)
-        return Root(raw) if raw is not None and self.opening > 0 else None
+        return Root.parse(raw) if raw is not None and self.opening > 0 else None
 
     @property
     def original_headers(self) -> Headers:

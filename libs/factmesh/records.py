@@ -19,15 +19,13 @@ from factmesh import avro, schema_files
 from factmesh.avro import Schema
 from factmesh.avro_strict import strip_logical
 from factmesh.errors import DecodeError, SchemaError, TransientError, ValidationError
-from factmesh.ids import Root, instant_ms_of, is_ours
+from factmesh.ids import INSTANT_MS_MAX, Root, instant_ms_of, is_ours
 from factmesh.message import Delivery, Message
 from factmesh.registry import Registry
 
 SUBJECT_PREFIX: Final = "factmesh."
 INSTANT_MS_MIN: Final = -62_135_596_800_000
 """The first millisecond of year 1: below it PostgreSQL and datetime disagree about what exists."""
-INSTANT_MS_MAX: Final = 253_402_300_799_999
-"""The last millisecond of year 9999."""
 UUID_FIELDS: Final = frozenset({"ce_id", "instance_id", "command_id", "idempotency_key", "record_id"})
 MAY_BE_EMPTY: Final = frozenset({"instance_id"})
 """A signal about a fact that started nothing yet has no instance."""

@@ -67,6 +67,38 @@ async def test_a_header_that_is_no_opening_is_none(records: Records, opening: st
     assert (message.root, message.opening) == (Root.own(ID), 0)
 
 
+@pytest.mark.parametrize(
+    "root",
+    [
+        "",
+        "anything",
+        "at:t:0",
+        "at:a\0b:0:1",
+        "ce:1:a\0:b",
+        "ce:1:a:" + "b" * 2000,
+        "id:not-an-id-but-36-characters-long----",
+        f"id:{ID}".replace("-8", "-4"),
+        "id:ffffffff-ffff-8fff-bfff-ffffffffffff",
+    ],
+)
+async def test_a_root_that_no_mesh_wrote_is_none(records: Records, root: str) -> None:
+    """Bad input: a stranger may write any header; one that PostgreSQL or the calendar cannot hold stopped a partition
+    for ever. It reopens nothing, and the message is what it would be without it."""
+    headers = (("factmesh-root-id", root.encode()), ("factmesh-opening", b"1"))
+    given = delivery(records.encode("signal", SIGNAL), headers)
+    assert (given.opening, given.root_override) == (0, None)
+    message = records.decode(given)
+    assert (message.root, message.opening) == (Root.own(ID), 0)
+
+
+@pytest.mark.parametrize(
+    "root", [Root.own(ID), Root.stranger("//ü b/c", "😀 a:b"), Root.coordinates("a.b-c_d", 0, 2**62)]
+)
+def test_every_root_that_a_mesh_writes_is_read(root: Root) -> None:
+    """DESIGN 9: what `dlq` puts into the header comes back the same."""
+    assert Root.parse(root.text) == root
+
+
 # ── the body hash ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
