@@ -27,6 +27,7 @@ SECTIONS: Mapping[str, Callable[[Path, Path, Sequence[str]], str]] = {
     "topics": docs_tables.topic_table,
     "metrics": docs_tables.metric_table,
     "alerts": docs_tables.alert_table,
+    "records": docs_tables.record_states,
     "settings": docs_tables.setting_table,
     "workflow": docs_tables.workflow_graph,
 }

@@ -126,6 +126,17 @@ def setting_table(_root: Path, _here: Path, arguments: Sequence[str]) -> str:
     return table(("variable", "default", "meaning"), rows)
 
 
+def record_states(_root: Path, _here: Path, _arguments: Sequence[str]) -> str:
+    """The states of a quarantined message, from the quarantine's transition table."""
+    model = importlib.import_module("factmesh_quarantine.model")
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for (state, verb), after in model.TRANSITIONS.items():
+        arrows.setdefault((str(state), str(after)), []).append(str(verb))
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {model.State.OPEN}: die"]
+    lines += [f"    {a} --> {b}: {', '.join(verbs)}" for (a, b), verbs in arrows.items()]
+    return "\n".join([*lines, "```"]) + "\n"
+
+
 def workflow_graph(root: Path, _here: Path, arguments: Sequence[str]) -> str:
     """A project's workflow, drawn: `workflow PROJECT NAME`."""
     project, name = arguments
