@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -102,8 +103,8 @@ async def test_delayed_orders_go_from_fact_to_mail_with_each_effect_once(order_m
             for number in by_http:
                 answer = await order_mesh.post(f"fact-{number}", bodies[number])
                 assert answer.status_code == 202, answer.text
-            await producer.send_and_wait(order_mesh.topic("facts.raw"), **_avro("O-AVRO", bodies["O-AVRO"]["days_late"]))
-            await producer.send_and_wait(order_mesh.topic("facts.raw"), **_of_carrier("O-CARRIER", 3))
+            for record in (_avro("O-AVRO", 5), _of_carrier("O-CARRIER", 3)):
+                await producer.send_and_wait(order_mesh.topic("facts.raw"), **record)
     finally:
         await producer.stop()
 
@@ -138,7 +139,7 @@ async def test_delayed_orders_go_from_fact_to_mail_with_each_effect_once(order_m
         assert gap_s >= (throttled[0].retry_after_s or 0) > 0
 
 
-def _avro(number: str, days: int) -> dict[str, object]:
+def _avro(number: str, days: int) -> dict[str, Any]:
     value = {
         "order_id": number,
         "days_late": days,
@@ -153,7 +154,7 @@ def _avro(number: str, days: int) -> dict[str, object]:
     }
 
 
-def _of_carrier(number: str, days: int) -> dict[str, object]:
+def _of_carrier(number: str, days: int) -> dict[str, Any]:
     data = {
         "hub": "VIE",
         "scannedAt": _SCANNED.astimezone(ZoneInfo("Europe/Vienna")).strftime("%d.%m.%Y %H:%M:%S"),

@@ -4,9 +4,12 @@ How tests seed its systems, publish facts as strangers do, and read what came of
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,6 +147,14 @@ class OrderMesh:
                 return bool(log.mails(address))
 
         await until(f"a mail to {address}", there, timeout_s=timeout_s)
+
+    async def factmesh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command line, as an operator of this mesh runs it."""
+        argv = [sys.executable, "-m", "factmesh_cli", *arguments]
+        environment = {**self.mesh.environment("quarantine"), "COLUMNS": "250"}
+        return await asyncio.to_thread(
+            subprocess.run, argv, env=environment, capture_output=True, text=True, timeout=90, check=False
+        )
 
     def complaints(self) -> str:
         """Warnings and errors of all services, for the text of a failed wait."""

