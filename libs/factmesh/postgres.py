@@ -117,7 +117,7 @@ def is_transient(error: BaseException) -> bool:
         return "connection is closed" in str(error) or "connection was closed" in str(error)
     if isinstance(error, asyncpg.InternalClientError):
         # A server that is stopped says so on idle connections too. Until the socket's end is seen, the client takes
-        # that word for an unfinished operation of its own, and the next statement meets this: the connector ended by it.
+        # that word for an unfinished operation of its own, and the next statement meets this: a connector ended by it.
         stopped = str(error).startswith("cannot switch to state")
         return stopped or isinstance(error, asyncpg.OutdatedSchemaCacheError)
     return isinstance(error, OSError | TimeoutError | EOFError | asyncpg.PostgresConnectionError)
