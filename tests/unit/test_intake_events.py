@@ -238,6 +238,7 @@ def test_a_structured_event_is_held_to_its_format(change: dict[str, Any], text: 
         (b"9" * 5000, "a number of 5000 characters"),
         (b"[" * 33 + b"]" * 33, "nested deeper than 32 levels"),
         (b"\xff", "not UTF-8"),
+        (b"\xef\xbb\xbf{}", "a byte order mark"),
         (b"{} {}", "not JSON"),
         (b'"\\ud800"', "a lone surrogate"),
         (b'{"\\ud800": 1}', "a lone surrogate"),

@@ -4,6 +4,8 @@ The producer is the real one, pointed at an address where nobody listens.
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -108,6 +110,34 @@ async def test_a_streamed_body_is_cut_off_at_its_bound(client: httpx2.AsyncClien
     answer = await client.post("/facts", headers=HEADERS, content=endless())
     assert answer.status_code == 413
     assert sent < 2 * http.BODY_BYTES_MAX
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bad input: callers that stall do not use up what may be in flight; nothing of theirs is accepted."""
+    monkeypatch.setattr(http, "BODY_S_MAX", 0.1)
+
+    async def stalling() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(5)
+        yield b"}"
+
+    answer = await client.post("/facts", headers=HEADERS, content=stalling())
+    assert answer.status_code == 408
+    assert answer.json()["type"].endswith("/problems/too-slow")
+    assert "within 0.1 s" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP, identity"])
+async def test_a_compressed_body_is_refused_by_its_name(client: httpx2.AsyncClient, encoding: str) -> None:
+    """Bad input: the answer names the encoding (RFC 9110, 415), not the bytes that it makes."""
+    answer = await client.post(
+        "/facts", headers={**HEADERS, "content-encoding": encoding}, content=gzip.compress(body())
+    )
+    assert answer.status_code == 415
+    assert answer.json()["field"] == "content-encoding"
+    assert "send it as it is" in answer.json()["detail"]
 
 
 def test_every_problem_has_its_page() -> None:

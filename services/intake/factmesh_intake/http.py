@@ -15,7 +15,7 @@ import orjson
 import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
 from factmesh import dlq, ids
@@ -31,7 +31,7 @@ from factmesh.topics import VALUE_BYTES_MAX
 from factmesh_intake import events, problems, reading, store, strict_json
 from factmesh_intake.decide import accept
 from factmesh_intake.events import Event
-from factmesh_intake.model import STAGES, Desk, TooLargeError, UnsupportedMediaError, stage_of
+from factmesh_intake.model import STAGES, Desk, TooLargeError, TooSlowError, UnsupportedMediaError, stage_of
 
 BODY_BYTES_MAX = VALUE_BYTES_MAX
 BATCH_BYTES_MAX = 4 * VALUE_BYTES_MAX
@@ -39,6 +39,8 @@ IN_FLIGHT_MAX = 256
 """Requests that are read or wait for acknowledgements; more would only hold memory, so they are told to come back."""
 QUEUED_MAX = 10_000
 """Records in the producer's queue above which nothing more is taken: the broker is behind."""
+BODY_S_MAX = 30.0
+"""How long one request may take to send its body: callers that stall would use up what may be in flight."""
 ACK_S_MAX = 10.0
 """Above what a healthy broker ever needs, below what callers wait."""
 YIELD_EVERY = 20
@@ -98,17 +100,28 @@ def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -
 
 async def _body(request: Request, bytes_max: int) -> bytes:
     """The whole body, never more than `bytes_max` in memory."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaError(
+            "content-encoding", "a body that is compressed or encoded is not read", hint="send it as it is, without"
+        )
     too_large = TooLargeError(f"more than {bytes_max} bytes in one request", hint="split it, or publish to Kafka")
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > bytes_max:
         raise too_large
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > bytes_max:
-            raise too_large
-        parts.append(part)
+    try:
+        async with asyncio.timeout(BODY_S_MAX):
+            async for part in request.stream():
+                size += len(part)
+                if size > bytes_max:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError:
+        raise TooSlowError(
+            f"the body did not come within {BODY_S_MAX:g} s", hint="nothing was accepted; send it again"
+        ) from None
     return b"".join(parts)
 
 
@@ -128,6 +141,9 @@ class _Facts:
                 response = await handle(request)
             except FactmeshError as error:
                 response = _problem(request, problems.of_error(error), error)
+            except ClientDisconnect:
+                # Nobody reads this answer: the caller hung up before its body was whole, and nothing was accepted.
+                response = _problem(request, problems.BY_SLUG["unreadable"])
             except Exception as error:
                 if is_transient(error):
                     response = _problem(request, problems.BY_SLUG["unavailable"])

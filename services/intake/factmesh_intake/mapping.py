@@ -270,8 +270,8 @@ def _refuse_lost_symbols(old: Any, new: Any, declared: Mapping[str, object], pat
 
 def _text(found: Mapping[str, Any], name: str) -> str:
     value = found[name]
-    if not isinstance(value, str) or not value:
-        kind = "empty text" if value == "" else "null" if value is None else type(value).__name__
+    if not isinstance(value, str) or not value.strip():
+        kind = "empty text" if isinstance(value, str) else "null" if value is None else type(value).__name__
         raise FieldError(name, f"text is required, the adapter made {kind}", hint="correct the adapter or the sender")
     if len(value) > TEXT_CHARS_MAX:
         raise FieldError(name, f"{len(value)} characters, more than {TEXT_CHARS_MAX}", hint="send a shorter identifier")

@@ -58,6 +58,10 @@ class TooLargeError(ValidationError):
     """More bytes than one fact may have."""
 
 
+class TooSlowError(ValidationError):
+    """A request whose body does not come."""
+
+
 @dataclass(frozen=True, slots=True)
 class Incoming:
     """A fact as it was read with its writer's schema; what it means is still the vendor's.

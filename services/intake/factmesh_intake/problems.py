@@ -57,12 +57,13 @@ TABLE: tuple[Problem, ...] = (
     Problem(
         "too-large", 413, "Too many bytes", "Send a reference to a document instead of the document; split batches."
     ),
+    Problem("too-slow", 408, "The body did not come in time", "Nothing was accepted. Send it again, in one go."),
     Problem(
         "unsupported-media-type",
         415,
         "A content type that is not spoken here",
         "Send application/json, application/avro (Confluent wire format), application/cloudevents+json or"
-        " application/cloudevents-batch+json.",
+        " application/cloudevents-batch+json; the body as it is, without a Content-Encoding.",
     ),
     Problem(
         "not-seen",
@@ -88,6 +89,7 @@ BY_SLUG: Mapping[str, Problem] = {p.slug: p for p in TABLE}
 #: The most particular class first.
 _OF_CLASS: tuple[tuple[type[BaseException], str], ...] = (
     (model.TooLargeError, "too-large"),
+    (model.TooSlowError, "too-slow"),
     (model.UnsupportedMediaError, "unsupported-media-type"),
     (model.NaiveTimeError, "naive-timestamp"),
     (model.UnmappedError, "unmapped-value"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+from codecs import BOM_UTF8 as BOM
 from typing import Any
 
 from factmesh.errors import DecodeError
@@ -18,6 +19,10 @@ NUMBER_CHARS_MAX = 40
 
 def parse(raw: bytes, *, where: str = "") -> Any:
     """The value of one JSON text. Raises DecodeError saying what is wrong and where in the text, never quoting it."""
+    if raw.startswith(BOM):
+        raise DecodeError(
+            "the JSON begins with a byte order mark, which is no JSON", where=where, hint="save it as UTF-8 without BOM"
+        )
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
