@@ -80,7 +80,13 @@ class Context:
     async def ensure_topics(self, shorts: Sequence[str]) -> None:
         """Make topics, each with its DLQ, where they are missing."""
         specs = [
-            TopicSpec(self.topic(s), topics.COMMAND.partitions, topics.COMMAND.retention_days) for s in shorts
+            TopicSpec(
+                self.topic(s),
+                topics.COMMAND.partitions,
+                topics.COMMAND.retention_days,
+                retention_days_max=self.settings.audit_days,
+            )
+            for s in shorts
         ]
         await ensure_topics(self.settings.kafka_bootstrap, [*specs, *map(dlq_spec, specs)])
 
@@ -187,7 +193,13 @@ async def _open(service: Service, settings: Settings, clock: Clock, stack: conte
     )
     await wait_for_broker(settings.kafka_bootstrap)
     fixed = [
-        TopicSpec(t.of(settings.topic_prefix), t.partitions, t.retention_days)
+        TopicSpec(
+            t.of(settings.topic_prefix),
+            t.partitions,
+            t.retention_days,
+            # Strangers' ids live for the dedup horizon, our own for the audit period.
+            retention_days_max=settings.dedup_horizon_days if t is topics.FACTS_RAW else settings.audit_days,
+        )
         for t in topics.TOPICS
         if t is not topics.COMMAND
     ]
