@@ -49,8 +49,6 @@ class Books:
                     dsn, schema = self.mesh.stack.postgres_dsn, self.mesh.schema(service)
                     self.connections[service] = await connect(dsn, schema=schema, application="judge")
                 return list(await self.connections[service].fetch(query))
-            except OSError:
-                raise
             except Exception:
                 self.connections.pop(service, None)
                 if attempt == 2:
