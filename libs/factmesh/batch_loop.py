@@ -278,7 +278,7 @@ class BatchLoop:
             except FactmeshError as error:
                 if error.error_class is ErrorClass.TRANSIENT:
                     raise
-                failures[delivery.where] = error
+                failures[delivery.where] = error.about(delivery.where)
         return failures
 
     async def _transact(

@@ -4,8 +4,10 @@ No handling lives here, and nothing catches `Exception` to decide: what is not a
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 
 class ErrorClass(StrEnum):
@@ -81,6 +83,13 @@ class FactmeshError(Exception):
         if reason is not None:
             self.reason = reason
         super().__init__(message)
+
+    def about(self, where: str) -> Self:
+        """A copy that names the message that it happened to; the place that it named stays in its text."""
+        named = copy(self)
+        named.message = f"{self.message} in {self.where}" if self.where else self.message
+        named.where = where
+        return named
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message

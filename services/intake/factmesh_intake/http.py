@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from factmesh import dlq, ids
 from factmesh.clock import Clock
-from factmesh.errors import FactmeshError, TransientError
+from factmesh.errors import FactmeshError, SchemaError, TransientError
 from factmesh.kafka import BrokerError, Publisher
 from factmesh.message import H_TRACEPARENT, Emission
 from factmesh.metrics import Metrics
@@ -241,7 +241,11 @@ class _Facts:
         """The same questions that the handler asks; raises what is wrong."""
         schema_id = reading.missing_schema(event, self._in.registry)
         if schema_id is not None:
-            await self._in.registry.by_id(schema_id)
+            try:
+                await self._in.registry.by_id(schema_id)
+            except SchemaError as error:
+                # The place that it names is ours, a folder or an address: for the log, not for strangers.
+                raise SchemaError(error.message, where=event.where, hint=error.hint) from error
         incoming = reading.read(event, self._in.registry)
         reading.body_hash(incoming)
         accept(self._in.desk, incoming, self._in.clock.now())
