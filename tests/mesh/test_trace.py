@@ -176,7 +176,9 @@ async def test_spans_speak_the_messaging_conventions(order_mesh: OrderMesh) -> N
 
 
 async def test_failures_and_retries_stay_in_the_tree(order_mesh: OrderMesh) -> None:
-    """F2, H1: a second attempt, the quarantined command and the park of its instance hang in the caller's tree too."""
+    """F2, H1: the quarantined command, the park of its instance, the operator's replay and a second attempt hang in
+    the caller's tree too.
+    """
     caller = traceparent()
     await order_mesh.place("O-REFUSED-2", tier="G", email="ms.secret@buyer.example")
     event_id = f"fact-{uuid.uuid4().hex[:8]}"
@@ -194,6 +196,18 @@ async def test_failures_and_retries_stay_in_the_tree(order_mesh: OrderMesh) -> N
     [refused] = [s for s in spans if s["name"] == "billing.issue_credit_note"]
     [park] = [s for s in spans if s["name"].endswith("factmesh.signal.v1")]
     assert refused in ancestors(spans, park)
+
+    # An operator's act goes on in the same tree: a new run of the step, which is refused again.
+    parked = await order_mesh.until_status(event_id, "parked")
+    instance = parked["instances"][0]["instance_id"]
+    replayed = await order_mesh.factmesh("dlq", "replay", "--instance", instance, "--yes")
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    spans = await traced(
+        order_mesh, caller, lambda s: hops(order_mesh, s)["connector: billing.issue_credit_note"] >= 2
+    )
+    assert_one_tree(spans, caller)
+    again = [s for s in spans if s["name"] == "billing.issue_credit_note"]
+    assert len({s["attributes"]["factmesh.command_id"] for s in again}) == 2
 
     later = traceparent()
     await order_mesh.place("O-THROTTLED-2", tier="S", email="later@buyer.example")

@@ -13,7 +13,7 @@ from uuid import UUID
 from factmesh import dlq
 from factmesh.errors import ErrorClass, Reason, ValidationError
 from factmesh.ids import Root
-from factmesh.message import Emission, Headers, pack, unpack, unpack_delivery
+from factmesh.message import H_TRACEPARENT, Emission, Headers, pack, unpack, unpack_delivery
 from factmesh.postgres import Connection, Pool, Record, load_sql
 from factmesh.registry import Registry
 from factmesh.topics import COMMAND_NOTIFIER, topic_of
@@ -108,7 +108,7 @@ def about_of(row: Record) -> messages.About:
         row["correlation_id"],
         row["business_object_type"],
         row["business_object_id"],
-        row["trace_id"],
+        unpack_delivery(row["original"]).header(H_TRACEPARENT) if row["original"] is not None else None,
     )
 
 

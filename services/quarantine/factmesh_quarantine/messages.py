@@ -41,7 +41,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What the messages of one record's acts have in common. `record_id` is the thread: as the instance knows it."""
+    """What the messages of one record's acts have in common. `record_id` is the thread: as the instance knows it.
+
+    `traceparent` is that of the message that died: an act goes on in its tree, below the hop that had sent it.
+    """
 
     record_id: UUID
     root: str
@@ -50,7 +53,7 @@ class About:
     correlation_id: str | None
     business_object_type: str | None
     business_object_id: str | None
-    trace_id: str | None = None
+    traceparent: str | None = None
 
 
 def _envelope(about: About, type_: str, number: int, person: Person) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def _envelope(about: About, type_: str, number: int, person: Person) -> dict[str
         "ce_source": SOURCE,
         "ce_type": type_,
         "ce_time": to_ms(person.at),
-        "traceparent": _traceparent(about),
+        "traceparent": about.traceparent,
         "cause_id": about.root.removeprefix("id:"),
         "correlation_id": about.correlation_id or "",
         "actor": f"person:{person.by}",
@@ -68,13 +71,6 @@ def _envelope(about: About, type_: str, number: int, person: Person) -> dict[str
         "instance_id": str(about.instance_id),
         "instance_seq": 0,
     }
-
-
-def _traceparent(about: About) -> str | None:
-    """The act goes on in the trace of what died; its span id is derived, there is no span of a person."""
-    if about.trace_id is None:
-        return None
-    return f"00-{about.trace_id}-{ids.fingerprint('act', str(about.record_id))}-01"
 
 
 async def signal(
