@@ -31,6 +31,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from factmesh.dlq import describe
+
 _TRACEPARENT = re.compile(r"^00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$")
 EXPORT_DELAY_MS = 500
 _tracer: Tracer | None = None
@@ -182,6 +184,18 @@ def messaging(
     return attributes
 
 
+def frames_only(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Exceptions by type and frames: their texts, and asyncio's picture of a task, may quote a payload (F5)."""
+    given = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if given is True else given[1] if isinstance(given, tuple) else given
+    if isinstance(error, BaseException):
+        _, event["error"], event["stack"] = describe(error)
+    record = event.get("_record")
+    if isinstance(record, logging.LogRecord) and record.name == "asyncio":
+        event["event"] = str(event["event"]).partition("\n")[0]
+    return event
+
+
 def setup_logging(service: str, *, level: str = "info", fmt: str = "json") -> None:
     """structlog to standard error, one JSON object a line (or readable lines), standard library's logs included."""
     number = getattr(logging, level.upper())
@@ -201,7 +215,7 @@ def setup_logging(service: str, *, level: str = "info", fmt: str = "json") -> No
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        processors=[*shared, frames_only, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
@@ -209,7 +223,7 @@ def setup_logging(service: str, *, level: str = "info", fmt: str = "json") -> No
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[*shared, frames_only],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
