@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from factmesh import claims
+from factmesh import claims, ids
 from factmesh.effects import Effect
+from factmesh.errors import OnBehalf
 from factmesh.ids import Root
 from factmesh.message import Delivery, Emission, Message
 from factmesh.postgres import Connection
@@ -92,6 +93,29 @@ class Item:
     def order(self) -> tuple[str, int, int]:
         return (self.delivery.topic, self.delivery.partition, self.delivery.offset)
 
+    def on_behalf(self, group: str) -> OnBehalf | None:
+        """A refused word on a command dies for the record that it was about, under the number that it was said with.
+
+        A park under an id of its own would outlive the next word: only the record's own numbers cancel it.
+        """
+        message = self.message
+        if message is None or message.kind != "resolution" or self.verdict is not Verdict.HANDLE:
+            return None
+        root = f"id:{message['command_id']}"
+        if message["record_id"] != str(ids.record_id(root, group)):
+            return None
+        return OnBehalf(root, message["opening"], group)
+
+    def diagnosis(self) -> dict[str, Any]:
+        """The record's fields that a death tells. A dead command names itself: the result of a person's word on it
+        ends its park. Its conflicting twin does not: that word is about the body that lives.
+        """
+        message = self.message
+        record = dict(message.record) if message is not None else {}
+        if message is not None and message.kind == "command" and self.verdict is Verdict.HANDLE:
+            record["command_id"] = record["ce_id"]
+        return record
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -101,3 +125,16 @@ class Outcome:
     started: list[claims.Claimed]
     scheduled: Mapping[str, datetime]
     items: Sequence[Item]
+
+
+def ids_of(message: Message | None) -> dict[str, str]:
+    """What a span is found by, the same ids as in the logs."""
+    if message is None:
+        return {}
+    record = message.record
+    found = {
+        "messaging.message.id": str(message.id or ""),
+        "factmesh.correlation_id": record.get("correlation_id"),
+        "factmesh.instance_id": record.get("instance_id"),
+    }
+    return {name: str(value) for name, value in found.items() if value}
