@@ -21,15 +21,15 @@ from factmesh_cli.mesh import SERVICES, Member, Mesh, free_port
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(600)]
 
-FACTS = 450
+FACTS = 500
 SEED = 7
 RATE = 10.0
-REPLICATED = ("intake", "orchestrator", "connector", "notifier")
+REPLICATED = ("connector", "notifier", "intake", "orchestrator")
 TRANSACTION_TIMEOUT_S = 3.0
 EVENTS = ("claims.lease_lost", "batch.retry", "kafka.lost")
 STOPPED_S = 18.0
 """Past everything that tells a living replica from a dead one: the transaction (3 s), the group's session (6 s) and the
-longest lease (the CRM's question and call, and ten: 12 s, and what it takes until somebody looks)."""
+longest lease (the CRM's question and call, and ten: 13 s, and what it takes until somebody looks)."""
 
 
 async def test_one_of_two_replicas_stops_and_goes_on(stack: Stack, namespace: str) -> None:
@@ -82,6 +82,20 @@ def _turns() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return REPLICATED, tuple(f"{service}-2" for service in REPLICATED)
 
 
+async def stop_within_a_call(member: Member, look: evidence.Books, timeout_s: float = 30.0) -> None:
+    """SIGSTOP at an instant at which it has a call in flight: a row that is not settled for longer than calls take."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        member.signal(signal.SIGSTOP)
+        before = {(r["id"], r["epoch"]) for r in await look.fetch("connector", evidence.SQL.leased)}
+        await asyncio.sleep(2 * chaos.TIMEOUT_S + 1.0)
+        if before & {(r["id"], r["epoch"]) for r in await look.fetch("connector", evidence.SQL.leased)}:
+            return
+        member.signal(signal.SIGCONT)
+        await asyncio.sleep(0.5)
+    raise AssertionError(f"{member.name} was never seen with a call in flight; its log ends:\n{member.tail()}")
+
+
 async def stop_within_a_transaction(member: Member, look: evidence.Books, timeout_s: float = 30.0) -> None:
     """SIGSTOP at an instant at which it holds locks: looked at, and where it holds none, continued and tried again."""
     assert member.process is not None
@@ -100,10 +114,12 @@ async def stop_within_a_transaction(member: Member, look: evidence.Books, timeou
 
 async def stop_a_while(mesh: Mesh, look: evidence.Books, names: tuple[str, ...]) -> tuple[int, int]:
     """SIGSTOP, wait, SIGCONT; how many instances had ended before and after."""
-    before = (await evidence.moving(look))["ended"]
-    until = time.monotonic() + STOPPED_S
+    before, until = (await evidence.moving(look))["ended"], 0.0
     for name in names:
-        if name.startswith("orchestrator"):
+        if name.startswith("connector"):
+            await stop_within_a_call(mesh.members[name], look)
+            until = time.monotonic() + STOPPED_S
+        elif name.startswith("orchestrator"):
             await stop_within_a_transaction(mesh.members[name], look)
         else:
             mesh.members[name].signal(signal.SIGSTOP)

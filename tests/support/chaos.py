@@ -17,7 +17,7 @@ from factmesh_cli.demo_plan import Plan
 from factmesh_cli.mesh import SERVICES, Mesh
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "customer_onboarding"
-TIMEOUT_S = 1
+TIMEOUT_S = 1.5
 """Every call, question and mail; leases are little more, so that what a killed process held comes back soon."""
 IN_FLIGHT_S = 2
 SLOW_S = 0.4

@@ -35,9 +35,9 @@ SELECT count(*) AS n, count(*) FILTER (WHERE status IN ('running', 'waiting')) A
 -- Rows that somebody has to do something about; timers of the far future are not work.
 SELECT count(*) AS n, min(due_at) AS next FROM claims WHERE due_at IS NOT NULL AND kind <> 'timer';
 
--- name: unfinished
--- Intake's rows without a decision.
-SELECT count(*) FROM ledger WHERE disposition = 'claimed';
+-- name: leased
+-- Rows that some worker has in hand.
+SELECT id, epoch FROM claims WHERE state = 'leased';
 
 -- name: in_transaction
 -- Who holds a transaction open at this moment and is not being served: by the port that it comes from.
