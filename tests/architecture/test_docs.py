@@ -21,7 +21,7 @@ from factmesh_cli.__main__ import SUBCOMMANDS
 from .sources import PACKAGES, ROOT, modules
 
 PAGES = sorted({path for pattern in docs.PAGES for path in ROOT.glob(pattern)} | {ROOT / "CHANGELOG.md"})
-LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`", re.DOTALL)
 TEST = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")

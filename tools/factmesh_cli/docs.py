@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from factmesh.errors import DefinitionError
-from factmesh_cli import docs_asyncapi, docs_tables
+from factmesh_cli import docs_asyncapi, docs_picture, docs_tables
 
 app = typer.Typer(add_completion=False)
 
@@ -31,7 +31,10 @@ SECTIONS: Mapping[str, Callable[[Path, Path, Sequence[str]], str]] = {
     "settings": docs_tables.setting_table,
     "workflow": docs_tables.workflow_graph,
 }
-FILES: Mapping[str, Callable[[Path], str]] = {"docs/asyncapi.yaml": docs_asyncapi.text}
+FILES: Mapping[str, Callable[[Path], str]] = {
+    "docs/asyncapi.yaml": docs_asyncapi.text,
+    "docs/flow.svg": docs_picture.text,
+}
 PAGES = ("README.md", "docs/**/*.md", "services/*/README.md", "tools/*/README.md", "examples/**/*.md")
 
 
