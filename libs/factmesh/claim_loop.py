@@ -311,8 +311,9 @@ class ClaimLoop:
         s, row = f.settlement, f.claimed
         if s.state == "pending":
             return []
+        # Not the root of the message that made the row: epoch n of it is not opening n of that.
         cause = Cause(
-            f"id:{row.id}", row.epoch, ids.instant_ms_of(row.id), f"id:{row.id}", s.cause, s.traceparent
+            f"claim:{row.id}", row.epoch, ids.instant_ms_of(row.id), f"id:{row.id}", s.cause, s.traceparent
         )
         out = [self._emitter.emit(p, cause, n, now) for n, p in enumerate(s.publish)]
         if s.death is not None:

@@ -224,3 +224,13 @@ def test_a_torn_row_says_so() -> None:
     for torn in (b"", raw[:20], b"\x00\x00\x00\x00" + raw):
         with pytest.raises(FactmeshError):
             unpack_task(torn)
+
+
+def test_a_result_has_an_id_that_nothing_else_has() -> None:
+    """DESIGN 7: what opening n of a command emits (a park, a release) is never taken for the result of epoch n."""
+    emitted = {
+        ids.message_id("connector", f"id:{COMMAND}", n, k, ids.instant_ms_of(COMMAND))
+        for n in range(9)
+        for k in range(9)
+    }
+    assert not emitted & {result_id(COMMAND, n) for n in range(9)}

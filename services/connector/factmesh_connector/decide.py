@@ -38,8 +38,11 @@ VERDICTS = ("happened", "not_happened", "discarded")
 
 
 def result_id(command_id: UUID, epoch: int) -> UUID:
-    """A result's id derives from (command id, settlement epoch): the same outcome told twice has one id."""
-    return ids.message_id(SERVICE, f"id:{command_id}", epoch, 0, ids.instant_ms_of(command_id))
+    """A result's id derives from (command id, settlement epoch): the same outcome told twice has one id.
+
+    Its root is a name of its own: under the command's, epoch 1 would be the id of what opening 1 of the command emits.
+    """
+    return ids.message_id(SERVICE, f"result:{command_id}", epoch, 0, ids.instant_ms_of(command_id))
 
 
 def object_key(message: Message) -> str:
