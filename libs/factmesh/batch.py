@@ -28,7 +28,7 @@ from factmesh.errors import (
 from factmesh.handling import Change as Change
 from factmesh.handling import Dead as Dead
 from factmesh.handling import Handler as Handler
-from factmesh.handling import Item, Outcome
+from factmesh.handling import Item, Outcome, ids_of
 from factmesh.ids import Root
 from factmesh.message import Delivery, Emission, Message, pack, to_ms, unpack, unpack_delivery
 from factmesh.postgres import Connection
@@ -255,7 +255,7 @@ class Runner(Generic[S]):
                 item.delivery.topic, "process", item.delivery.partition, item.delivery.offset, self.group
             )
             traceparent = (item.message.traceparent if item.message else None) or item.delivery.header("traceparent")
-            item.hop = Hop(name, traceparent, "consumer", about | _ids_of(item.message))
+            item.hop = Hop(name, traceparent, "consumer", about | ids_of(item.message))
         asked = _Asked()
         states = await self.handler.load(conn, [m for _, m in alive], now) if alive else {}
         changes = self._fold(alive, states, now, asked)
@@ -342,7 +342,7 @@ class Runner(Generic[S]):
         """The record for the DLQ, and the park of the instance that the message is about."""
         error, message = item.error, item.message
         assert error is not None
-        behalf = getattr(error, "on_behalf", None)
+        behalf = getattr(error, "on_behalf", None) or item.on_behalf(self.group)
         root, opening, group = (
             (behalf.root, behalf.opening, behalf.group)
             if behalf is not None
@@ -350,7 +350,7 @@ class Runner(Generic[S]):
         )
         if item.verdict is Verdict.CONFLICT and message is not None:
             root = item.own.text
-        record = dict(message.record) if message is not None else {}
+        record = item.diagnosis()
         instance = (message.instance_id if message is not None else None) or self._instance_of_key(item.delivery)
         if instance is not None:
             record["instance_id"] = str(instance)
@@ -461,19 +461,6 @@ class _Asked:
 
 
 PARK_SIGNALS = frozenset({"message_parked", "message_released", "message_discarded"})
-
-
-def _ids_of(message: Message | None) -> dict[str, str]:
-    """What a span is found by, the same ids as in the logs."""
-    if message is None:
-        return {}
-    record = message.record
-    found = {
-        "messaging.message.id": str(message.id or ""),
-        "factmesh.correlation_id": record.get("correlation_id"),
-        "factmesh.instance_id": record.get("instance_id"),
-    }
-    return {name: str(value) for name, value in found.items() if value}
 
 
 def _is_park_signal(message: Message | None) -> bool:
