@@ -309,9 +309,17 @@ def _park(obj: ObjectTurn, record_id: str, park: Park, reason: str | None) -> No
         return
     turn = obj.turn(instance)
     turn.merge_park(record_id, park)
+    _void_retries(turn, record_id, park.parked)
     if reason and turn.reason is None and not instance.ended:
         turn.reason = reason[:REASON_CHARS_MAX]
     obj.settle(turn)
+
+
+def _void_retries(turn: Turn, record_id: str, dead: int) -> None:
+    """A retry goes with the word that it was said with: refused, that died under its number, and so does the retry."""
+    for command_id, kept in list(turn.retries.items()):
+        if kept.record_id == record_id and kept.opening <= dead:
+            del turn.retries[command_id]
 
 
 def _message_parked(obj: ObjectTurn, body: Mapping[str, Any]) -> None:
@@ -349,11 +357,18 @@ def _retry_step(obj: ObjectTurn, body: Mapping[str, Any]) -> None:
     command_id = _text(body, "command_id")
     instance = _known(obj)
     turn = obj.turn(instance) if instance is not None else None
+    if turn is not None and turn.parks.get(record_id, NO_PARK).parked >= opening:
+        obj.out.effects.append(Discard(f"opening {opening} of record {record_id} is known to be dead, so is its retry"))
+        return
     step = _may_retry(turn, command_id) if turn is not None else None
+    kept = turn.retries.get(command_id) if turn is not None else None
     if turn is not None and step is not None:
         turn.merge_park(record_id, Park(released=opening))
         flow.retry(turn, step)
-    elif turn is not None and command_id in turn.commands and command_id not in turn.retries:
+    elif kept is not None and kept.record_id == record_id and kept.opening >= opening:
+        obj.out.effects.append(Discard(f"a later retry of command {command_id} is kept: opening {kept.opening}"))
+        return
+    elif turn is not None and command_id in turn.commands and (kept is None or kept.record_id == record_id):
         turn.retries[command_id] = KeptRetry(
             record_id, opening, obj.message.root.text, packed(obj.message), record_root, record_group
         )
