@@ -69,8 +69,9 @@ class JsonLinesExporter(SpanExporter):
                     default=str,
                 )
             )
-        with self._lock, self._path.open("a", encoding="utf-8") as out:
-            out.write("".join(line + "\n" for line in lines))
+        # Unbuffered: one write at the file's end, so that several processes may share the file.
+        with self._lock, self._path.open("ab", buffering=0) as out:
+            out.write("".join(line + "\n" for line in lines).encode())
         return SpanExportResult.SUCCESS
 
 
