@@ -177,6 +177,12 @@ async def _until_reachable(dsn: str, connect: Callable[[], Coroutine[Any, Any, T
                 hint="create the role and database, or correct FACTMESH_POSTGRES_DSN",
                 error_class=ErrorClass.PERMISSION,
             ) from error
+        except (asyncpg.ClientConfigurationError, OverflowError, ValueError) as error:
+            # What stands there may be a password in the wrong place: it is not repeated.
+            raise SettingsError(
+                f"the address of PostgreSQL cannot be read: {type(error).__name__}",
+                hint="write it as postgresql://role:password@host:port/database, reserved characters percent-encoded",
+            ) from None
         except Exception as error:
             if not is_transient(error):
                 raise
@@ -361,7 +367,15 @@ async def migrate(dsn: str, schema: str, sources: Sequence[Migrations]) -> list[
     done: list[str] = []
     try:
         await connection.execute(_SQL.lock_migrations, schema)
-        await connection.execute(_SQL.create_migrations_table)
+        try:
+            await connection.execute(_SQL.create_migrations_table)
+        except (asyncpg.InvalidSchemaNameError, asyncpg.InsufficientPrivilegeError) as error:
+            raise SettingsError(
+                f"schema {schema} is not there, or not this role's: {error}",
+                where=f"PostgreSQL at {redacted(dsn)}",
+                hint="`factmesh stack roles` makes each service's role and schema",
+                error_class=ErrorClass.PERMISSION,
+            ) from error
         rows = await connection.fetch(_SQL.applied_migrations)
         for file in _pending(files, {(row["namespace"], row["number"]): row["sha256"] for row in rows}):
             label = f"{file.namespace}/{file.path.name}"

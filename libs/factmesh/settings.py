@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from factmesh.errors import SettingsError
 
 _NAMESPACE = re.compile(r"[a-z][a-z0-9_]{0,30}")
+_BROKER = re.compile(r"(?:[A-Z_]+://)?(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 
 
 class Settings(BaseSettings):
@@ -54,6 +55,14 @@ class Settings(BaseSettings):
     def _namespace_is_a_name(cls, value: str) -> str:
         if value and not _NAMESPACE.fullmatch(value):
             raise ValueError("must be empty or match [a-z][a-z0-9_]{0,30}: it prefixes topics and PostgreSQL schemas")
+        return value
+
+    @field_validator("kafka_bootstrap")
+    @classmethod
+    def _brokers_have_ports(cls, value: str) -> str:
+        # The client would wait for ever for what can never answer.
+        if not all(_BROKER.fullmatch(broker.strip()) for broker in value.split(",")):
+            raise ValueError("write it as host:port, several separated by commas")
         return value
 
     @field_validator("project", "schemas_dir")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +24,7 @@ from factmesh_cli.dlq_index import read_addresses
 from factmesh_orchestrator.cases import Verdict, parse_cases, run_case
 from factmesh_orchestrator.definitions import deployed
 from factmesh_orchestrator.model import diagram
-from factmesh_orchestrator.service import MIGRATIONS, texts_of
+from factmesh_orchestrator.service import MIGRATIONS, offered_plugins, texts_of
 from factmesh_orchestrator.store import deploy as deploy_one
 
 app = typer.Typer()
@@ -76,6 +76,9 @@ def deploy(
     namespace: Annotated[str, typer.Option(envvar="FACTMESH_NAMESPACE", help="The mesh's namespace.")] = "",
     by: Annotated[str | None, typer.Option(help="Who deploys; you, unless given.")] = None,
     commit: Annotated[str | None, typer.Option(help="The definition's commit; the folder's, unless given.")] = None,
+    connector: Annotated[
+        list[str] | None, typer.Option("--connector", help="A connector that is declared elsewhere; may be repeated.")
+    ] = None,
 ) -> None:
     """Lint, then store definitions and make them current. A running orchestrator picks them up at once."""
     try:
@@ -85,7 +88,7 @@ def deploy(
         if not dsn:
             raise SettingsError("no database is named", hint="give --dsn, FACTMESH_ORCHESTRATOR_DSN, or --run-dir")
         project, only = project_of(path)
-        _lint(project, only)
+        _lint(project, only, {*(connector or ()), *offered_plugins()})
         texts = {key: text for key, text in texts_of(project).items() if only in (None, key)}
         who, what = by or f"person:{getpass.getuser()}", commit or commit_of(project.root)
         schema = f"{namespace}_orchestrator" if namespace else "orchestrator"
@@ -96,8 +99,8 @@ def deploy(
         raise typer.Exit(2) from None
 
 
-def _lint(project: Project, only: tuple[str, int] | None) -> None:
-    findings = errors_of(project.lint(default_expressions(), only=only[0] if only else None))
+def _lint(project: Project, only: tuple[str, int] | None, plugins: Collection[str]) -> None:
+    findings = errors_of(project.lint(default_expressions(), only=only[0] if only else None, plugins=plugins))
     for finding in findings:
         typer.echo(str(finding), err=True)
     if findings:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import structlog
@@ -68,7 +69,7 @@ async def build(context: Context) -> Parts:
 
 async def deploy_missing(context: Context, project: Project) -> None:
     """For development: deploy what the project has and this mesh has not. Raises DefinitionError where lint refuses."""
-    findings = errors_of(project.lint(default_expressions()))
+    findings = errors_of(project.lint(default_expressions(), plugins=offered_plugins()))
     if findings:
         raise DefinitionError(
             f"the project's workflows break {len(findings)} rule(s); the first: {findings[0]}",
@@ -87,6 +88,11 @@ async def deploy_missing(context: Context, project: Project) -> None:
                 if_absent=True,
             )
             log.info("workflow.deployed", workflow=name, major=major, act=act)
+
+
+def offered_plugins() -> set[str]:
+    """Connectors written in Python that are installed here: a workflow may call them without any YAML."""
+    return {entry.name for entry in entry_points(group="factmesh.connectors")}
 
 
 def texts_of(project: Project) -> dict[tuple[str, int], str]:
