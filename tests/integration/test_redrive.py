@@ -9,6 +9,7 @@ from tests.support import toy
 from tests.support.waiting import until
 
 from factmesh import kafka
+from factmesh.errors import SettingsError
 from factmesh.service import open_service
 from factmesh.stack import Stack
 from factmesh_cli import redrive
@@ -48,3 +49,18 @@ async def test_emissions_and_outcomes_are_published_again_byte_for_byte(
         # Their own results sent again: the receiver drops what it has.
         await context.publisher.publish(work)
         assert await toy.counts(running) == {"o": 3}
+
+
+async def test_a_ledger_that_the_role_does_not_see_is_named(
+    stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G4: least privilege shows as an answer that says which address to give, not as a stack trace."""
+    monkeypatch.setattr(redrive, "SERVICES", ("toy",))
+    dsn = await stack.provide_schema(f"{namespace}_other")
+    given = {
+        "FACTMESH_KAFKA_BOOTSTRAP": stack.bootstrap,
+        "FACTMESH_NAMESPACE": namespace,
+        "FACTMESH_POSTGRES_DSN": dsn,
+    }
+    with pytest.raises(SettingsError, match="FACTMESH_TOY_DSN"):
+        await redrive._run(given, datetime.now(UTC), None, None, 1000.0, True)

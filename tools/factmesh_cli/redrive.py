@@ -22,13 +22,15 @@ from factmesh import claims, ledger
 from factmesh.errors import SettingsError, ValidationError
 from factmesh.kafka import Publisher, wait_for_broker
 from factmesh.message import Emission, unpack
-from factmesh.postgres import Connection, Pool, create_pool
+from factmesh.postgres import Connection, Pool, create_pool, sqlstate
 from factmesh_cli.dlq_index import load_settings, read_addresses
 from factmesh_cli.mesh import SERVICES
 
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False)
 PAGE = 500
+NO_SUCH_SCHEMA = frozenset({"42P01", "42501", "3F000"})
+"""Undefined table, insufficient privilege, no such schema (PostgreSQL, appendix A)."""
 Page = Callable[[Connection, datetime, tuple[datetime, UUID], int], Awaitable[list[tuple[datetime, UUID, bytes]]]]
 
 
@@ -81,9 +83,17 @@ async def _run(
             dsn = given.get(variable) or os.environ.get(variable) or settings.postgres_dsn.get_secret_value()
             pool = await create_pool(dsn, schema=settings.schema_name(name), application="factmesh-redrive", size_max=1)
             pools.append(pool)
-            async with pool.acquire() as conn:
-                rows = await ledger.count_emitted_since(conn, since)
-                outcomes = await claims.count_outcomes_since(conn, since)
+            try:
+                async with pool.acquire() as conn:
+                    rows = await ledger.count_emitted_since(conn, since)
+                    outcomes = await claims.count_outcomes_since(conn, since)
+            except Exception as error:
+                if sqlstate(error) not in NO_SUCH_SCHEMA:
+                    raise
+                raise SettingsError(
+                    f"this role sees no ledger in schema {settings.schema_name(name)}",
+                    hint=f"set {variable} to the service's own address, or name the services that run with --service",
+                ) from None
             sources.append(Source(name, "ledger", pool, ledger.emitted_since, rows))
             sources.append(Source(name, "outcomes", pool, claims.outcomes_since, outcomes))
         if not dry_run:
