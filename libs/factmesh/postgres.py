@@ -124,8 +124,17 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_timeout(error: BaseException) -> bool:
-    """The transaction took too long, by the server's bound or ours: a smaller one may fit."""
-    return isinstance(error, TimeoutError) or sqlstate(error) in {"25P04", "57014"}
+    """The transaction took too long, by the server's bound or ours: a smaller one may fit.
+
+    The server ends the connection with it: what is raised is that the transaction cannot be left any more, and before
+    it a lost connection, in whose text alone the client keeps the server's last word.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, TimeoutError) or sqlstate(seen) == "57014" or "transaction timeout" in str(seen):
+            return True
+        seen = seen.__context__
+    return False
 
 
 def is_unique_violation(error: BaseException, constraint: str | None = None) -> bool:
