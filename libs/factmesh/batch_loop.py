@@ -88,10 +88,13 @@ class BatchLoop:
         batch_max: int,
         subscribe: Callable[[str, Sequence[str], Callable[[], Awaitable[None]]], Subscription],
         careful: bool = False,
+        halt_on_flood: bool = True,
     ) -> None:
         self._runner, self._pool, self._publisher, self._registry = runner, pool, publisher, registry
         self._claims, self._clock, self._metrics = claims, clock, metrics
         self._batch_max = batch_max
+        self._halt_on_flood = halt_on_flood
+        self._lagging: set[Coordinates] = set()
         self._careful_n = batch_max if careful else 0
         self._careful: dict[Coordinates, int] = {}
         self._subscription = subscribe(runner.group, runner.handler.topics(), self._drain)
@@ -133,8 +136,13 @@ class BatchLoop:
                 await next_poll
 
     async def _beat(self) -> None:
-        for (topic, partition), lag in (await self._subscription.lag()).items():
+        lags = await self._subscription.lag()
+        for (topic, partition), lag in lags.items():
             self._metrics.set("factmesh_consumer_lag", lag, topic, str(partition))
+        for topic, partition in self._lagging - lags.keys():
+            # Its new owner tells it now; two values of one partition would raise a false alert.
+            self._metrics.forget("factmesh_consumer_lag", topic, str(partition))
+        self._lagging = set(lags)
         self._metrics.set("factmesh_partitions_halted", len(self.halted), self.label)
         wanted = self._runner.handler.topics()
         if tuple(wanted) != self._subscription.topics:
@@ -332,7 +340,7 @@ class BatchLoop:
             dead[0 if item.disposition == "dead" else 1] += 1
         for where, (dead_n, alive_n) in counts.items():
             health = self._health.setdefault(where, _Health())
-            if dead_n and health.would_halt(dead_n, alive_n):
+            if dead_n and self._halt_on_flood and health.would_halt(dead_n, alive_n):
                 raise PoisonFlood(where)
         return counts
 

@@ -4,6 +4,7 @@ Label values are bounded: topics, dispositions, classes, kinds — never ids, ke
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -81,6 +82,11 @@ class Metrics:
         metric = self._made[name]
         assert isinstance(metric, Gauge)
         (metric.labels(*labels) if labels else metric).set(value)
+
+    def forget(self, name: str, *labels: str) -> None:
+        """Tell a gauge's value for these labels no longer: it is another process's to tell."""
+        with contextlib.suppress(KeyError):
+            self._made[name].remove(*labels)
 
     def observe(self, name: str, value: float, *labels: str) -> None:
         """Observe a size or a duration in seconds."""

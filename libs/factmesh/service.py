@@ -364,6 +364,7 @@ def _batch_loop(context: Context, handler: Handler[Any], careful: bool) -> Batch
         batch_max=settings.batch_max,
         subscribe=subscribe,
         careful=careful,
+        halt_on_flood=settings.halt_on_flood,
     )
 
 

@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     trace_sample_ratio: float = Field(default=1.0, ge=0.0, le=1.0)
 
     batch_max: int = Field(default=500, ge=1, le=10_000, description="messages in one transaction, at most")
+    halt_on_flood: bool = Field(
+        default=True, description="stop a partition of which half would die; false lets known garbage pass to the DLQ"
+    )
     dedup_horizon_days: int = Field(default=14, ge=1, description="how long strangers' ids are remembered")
     audit_days: int = Field(default=400, ge=2, description="how long ledger rows are kept")
 

@@ -253,6 +253,18 @@ async def test_offsets_do_not_pass_what_is_not_published(stack: Stack, namespace
         assert len(await dead_of(running, "result")) == 1
 
 
+async def test_known_garbage_passes_where_an_operator_lets_it(stack: Stack, namespace: str) -> None:
+    """A halted partition has a way through: without the halt every one of a flood reaches the DLQ (INV-D, INV-L)."""
+    settings = await toy.settings(stack, namespace, halt_on_flood=False)
+    async with open_service(toy.service(), settings) as running:
+        context = running.context
+        flood = [Emission(context.topic("result"), b"same", b"torn %d" % n) for n in range(300)]
+        await context.publisher.publish(flood)
+        await idle(running)
+        assert len(await dead_of(running, "result")) == 300
+        assert running.problems() == []
+
+
 async def test_a_flood_of_poison_halts_the_partition(stack: Stack, namespace: str) -> None:
     """After a bad deploy, stopping beats dead-lettering everything (DESIGN 3); the rest goes on and readyz says it."""
     async with open_service(toy.service(), await toy.settings(stack, namespace)) as running:
