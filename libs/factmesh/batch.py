@@ -209,7 +209,7 @@ class Runner(Generic[S]):
             item.error = ConflictError(
                 f"opening {item.opening} came for a message that is done already",
                 where=item.message.where if item.message else item.delivery.where,
-                hint="nothing is missing: discard the record",
+                hint="discard the record; what its sender meant besides, it sends under an id of its own",
             )
             item.beside = item.verdict is Verdict.REFUSE_BESIDE
 
