@@ -17,19 +17,21 @@ from factmesh import settings as settings_module
 from factmesh.clock import Clock, SystemClock
 from factmesh.errors import SettingsError
 from factmesh.message import Delivery
-from factmesh.postgres import Pool, create_pool
+from factmesh.postgres import Pool, create_pool, is_transient
 from factmesh.records import Records
 from factmesh.registry import Registry, open_registry
 from factmesh.settings import Settings
 from factmesh.topics import DLQ_BYTES_MAX
 from factmesh_quarantine import store
 from factmesh_quarantine.acts import Acts
-from factmesh_quarantine.model import NAME
+from factmesh_quarantine.model import NAME, Death
 from factmesh_quarantine.reading import Reader, dlq_topics
 
 ADDRESSES_FILE = "addresses.env"
 BATCH_MAX = 500
 WAIT_MS = 300
+FILE_TRIES_MAX = 5
+"""Losing against the service's own filing this often means that something else is wrong."""
 
 Progress = Callable[[int, int], None]
 """Called with (filed so far, to be filed)."""
@@ -146,8 +148,7 @@ async def _file(
         found = await consumer.getmany(*left, timeout_ms=WAIT_MS, max_records=BATCH_MAX)
         deaths = [index.reader.death(_delivery(r)) for records in found.values() for r in records]
         if deaths:
-            async with index.pool.acquire() as conn, conn.transaction():
-                new += await store.file_all(conn, deaths, index.clock.now())
+            new += await _file_batch(index, deaths)
         done += len(deaths)
         if progress is not None:
             progress(min(done, total), total)
@@ -155,6 +156,18 @@ async def _file(
             if await consumer.position(tp) >= left[tp]:
                 del left[tp]
     return new
+
+
+async def _file_batch(index: Index, deaths: list[Death]) -> int:
+    """One batch. The service may file the same ones at this moment: a deadlock between the two is tried again."""
+    for tries_left in reversed(range(FILE_TRIES_MAX)):
+        try:
+            async with index.pool.acquire() as conn, conn.transaction():
+                return await store.file_all(conn, deaths, index.clock.now())
+        except Exception as error:
+            if not tries_left or not is_transient(error):
+                raise
+    raise AssertionError("unreachable: the last try returns or raises")
 
 
 def _delivery(record: Any) -> Delivery:
