@@ -32,7 +32,7 @@ from factmesh_cli import dlq_edit, instance
 from factmesh_cli.dlq_index import Index, catch_up, load_settings, open_index, read_addresses
 from factmesh_cli.mesh import Mesh
 from factmesh_quarantine import queries
-from factmesh_quarantine.acts import Raised
+from factmesh_quarantine.acts import Raised, correction_of
 from factmesh_quarantine.messages import Person
 from factmesh_quarantine.model import OPEN_STATES, State
 from factmesh_sandbox.log import Log, open_log
@@ -313,6 +313,13 @@ class Depot:
                 data = dlq_edit.set_path(data, one)
             value = dlq_edit.encode(seen, data)
         await self.index.acts.correct(row, value, original.headers, person("corrected"))
+
+    async def correct_headers(self, record: UUID, *pairs: tuple[str, str]) -> None:
+        """Replace headers of the correction, or of the original where there is none."""
+        row = await self.read(record)
+        before = correction_of(row) or unpack_delivery(row["original"])
+        headers = dlq_edit.set_headers(before.headers, [f"{n}={v}" for n, v in pairs])
+        await self.index.acts.correct(row, before.value, headers, person("corrected"))
 
     async def not_in_flight(self, record: UUID) -> None:
         """Wait until "not happened" counts: longer than any operation's in_flight_max_s after the death."""
