@@ -181,7 +181,7 @@ class BatchLoop:
                 where=delivery.where,
                 hint="look at the bytes; correct and replay, or discard",
             )
-        await self._handle([delivery], error)
+        await self._handle([delivery], error, attempts - 1 if error is not None else 1)
         await self._patiently(lambda: self._unmark(delivery))
 
     async def _mark(self, delivery: Delivery) -> int:
@@ -206,9 +206,11 @@ class BatchLoop:
 
     # --- one batch ---------------------------------------------------------------------------------------------------
 
-    async def _handle(self, deliveries: Sequence[Delivery], error: BaseException | None = None) -> None:
+    async def _handle(
+        self, deliveries: Sequence[Delivery], error: BaseException | None = None, attempts: int = 1
+    ) -> None:
         """Until every message has its durable disposition. Transient trouble waits; other trouble is halved."""
-        attempts, timeouts, wait_s = 1, 0, 0.05
+        timeouts, wait_s = 0, 0.05
         while True:
             # A partition that halted while its batch was handled in parts: what follows in it must not be handled
             # either, or its offset would pass those that wait.
