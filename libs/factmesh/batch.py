@@ -183,7 +183,7 @@ class Runner(Generic[S]):
         first = told.get(item.root.text) or told.get(item.own.text)
         if first is not None:
             # Folded inside the batch: only the plain repeat; anything subtler is judged in a batch of its own.
-            if first.opening != item.opening or first.own.text != item.own.text:
+            if (first.opening, first.root, first.own) != (item.opening, item.root, item.own):
                 raise SplitBatch
             item.verdict = Verdict.REPEAT if first.hash == item.hash else Verdict.CONFLICT
             if item.verdict is Verdict.CONFLICT and item.opening > 0:

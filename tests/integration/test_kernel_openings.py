@@ -180,3 +180,30 @@ async def test_a_message_that_was_kept_can_die_later_and_come_back(stack: Stack,
         assert await toy.counts(running) == {"o": 2}
         row = next(r for r in await kernel.ledger_rows(running) if r["id"] == first)
         assert (row["disposition"], row["opening"]) == ("done", 1)
+
+
+async def test_two_records_corrected_to_one_message_in_one_batch(stack: Stack, namespace: str) -> None:
+    """⚑ DESIGN 9: handled once; the other opening is dead again under its own number, not folded away as a repeat."""
+
+    def make(running: Running) -> list[Emission]:
+        return [
+            Emission(running.context.topic("result"), b"p", b"torn"),
+            Emission(running.context.topic("result"), b"p", b"torn too"),
+            toy.asking(running, "result", "o", do="count"),
+        ]
+
+    one, other, right = await kernel.make_topics(stack, namespace, make)
+    await kernel.send(stack, [one, other])
+    settings = await toy.settings(stack, namespace)
+    async with open_service(toy.service(), settings) as running:
+        await kernel.idle(running)
+        roots = [r.dead.root for r in await kernel.dead_of(running)]
+        group = running.context.group
+    await kernel.send(stack, [kernel.opening(one, root, 1, group, right.value) for root in roots])
+    async with open_service(toy.service(), settings) as running:
+        await kernel.idle(running)
+        assert await toy.counts(running) == {"o": 1}
+        again = [(r.dead.root, r.dead.opening) for r in await kernel.dead_of(running) if r.dead.opening > 0]
+        assert again == [(roots[1], 1)]
+        rows = {r["root"]: (r["disposition"], r["opening"]) for r in await kernel.ledger_rows(running) if r["root"]}
+        assert rows == {roots[0]: ("done", 1), roots[1]: ("dead", 1)}
