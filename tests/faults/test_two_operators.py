@@ -171,7 +171,7 @@ async def test_killed_at_each_step(desk: Desk) -> None:
     # Alone he meets every step; of two at once one may find the work done and have fewer.
     assert sorted(reached[False]) == list(range(1, steps + 1)), reached[False]
     assert len(reached[True]) > steps // 2, reached[True]
-    print(f"{steps} steps: {reached[False]}; reached together: {len(reached[True])}")
+    print(f"{steps} steps, all met by one alone; {len(reached[True])} of them beside another")
     await handled_once(desk, [r for records in used for r in records])
 
 

@@ -25,6 +25,9 @@ ROUNDS = 3
 VICTIMS = ("intake", "orchestrator", "connector", "notifier")
 SEED = 20261123
 RATE = 14.0
+AFTER_S_MAX = 0.012
+"""What a batch takes from a statement of its transaction to the acknowledgement of what it published, and a little."""
+MIDDLE_S_MAX = 3.0
 
 
 async def test_every_service_killed_three_times(stack: Stack, namespace: str) -> None:
@@ -59,12 +62,22 @@ async def kill_all(mesh: Mesh, look: Books, load: Load, chance: random.Random) -
         chance.shuffle(victims)
         for victim in victims:
             in_flight[f"{victim} {number + 1}"] = await under_way(look, load)
+            await in_the_middle(mesh, look, victim)
+            await asyncio.sleep(chance.uniform(0.0, AFTER_S_MAX))
             mesh.kill(victim)
             await asyncio.sleep(chance.uniform(0.2, 1.0))
             mesh.restart(victim)
             await mesh.until_ready([victim])
             await asyncio.sleep(chance.uniform(0.2, 1.5))
     return in_flight
+
+
+async def in_the_middle(mesh: Mesh, look: Books, victim: str) -> None:
+    """Return at an instant at which it is within a transaction: what follows is the commit, then the publication."""
+    until = time.monotonic() + MIDDLE_S_MAX
+    while time.monotonic() < until:
+        if await look.fetch(victim, evidence.SQL.writes, mesh.schema(victim)):
+            return
 
 
 async def under_way(look: Books, load: Load, timeout_s: float = 60.0) -> int:

@@ -41,14 +41,14 @@ class Books:
         self.services = services
         self.connections: dict[str, Connection] = {}
 
-    async def fetch(self, service: str, query: str) -> list[Any]:
+    async def fetch(self, service: str, query: str, *arguments: Any) -> list[Any]:
         """Rows of one schema; a database that was stopped meanwhile is connected to again."""
         for attempt in range(3):
             try:
                 if service not in self.connections:
                     dsn, schema = self.mesh.stack.postgres_dsn, self.mesh.schema(service)
                     self.connections[service] = await connect(dsn, schema=schema, application="judge")
-                return list(await self.connections[service].fetch(query))
+                return list(await self.connections[service].fetch(query, *arguments))
             except Exception:
                 self.connections.pop(service, None)
                 if attempt == 2:
@@ -110,8 +110,10 @@ async def quiet(look: Books, *, instances: int = 0, timeout_s: float) -> None:
         else:
             still_since = None
         await asyncio.sleep(0.5)
+    stuck = [dict(r) for r in await look.fetch("orchestrator", SQL.stuck)]
     tails = "\n".join(f"--- {m.name}\n{m.tail(6)}" for m in look.mesh.members.values() if m.name != "sandbox")
-    raise AssertionError(f"not quiet within {timeout_s:g} s: {state}, behind: {await backlog(look.mesh)}\n{tails}")
+    behind = await backlog(look.mesh)
+    raise AssertionError(f"not quiet within {timeout_s:g} s: {state}, behind: {behind}, moving: {stuck}\n{tails}")
 
 
 async def moving(look: Books) -> dict[str, Any]:

@@ -31,6 +31,10 @@ SELECT id, record, verb, number, by, published_at IS NOT NULL AS published FROM 
 SELECT count(*) AS n, count(*) FILTER (WHERE status IN ('running', 'waiting')) AS moving,
        count(*) FILTER (WHERE ended_at IS NOT NULL) AS ended FROM instances;
 
+-- name: stuck
+-- Some of those that still move, for a person to look at.
+SELECT id, object_id, status, step, seq FROM instances WHERE status IN ('running', 'waiting') ORDER BY id LIMIT 5;
+
 -- name: busy
 -- Rows that somebody has to do something about; timers of the far future are not work.
 SELECT count(*) AS n, min(due_at) AS next FROM claims WHERE due_at IS NOT NULL AND kind <> 'timer';
@@ -42,3 +46,7 @@ SELECT id, epoch FROM claims WHERE state = 'leased';
 -- name: in_transaction
 -- Who holds a transaction open at this moment and is not being served: by the port that it comes from.
 SELECT client_port FROM pg_stat_activity WHERE state = 'idle in transaction';
+
+-- name: writes
+-- Whether a service of this role is within a transaction at this moment.
+SELECT 1 FROM pg_stat_activity WHERE usename = $1 AND xact_start IS NOT NULL AND state <> 'idle' LIMIT 1;
