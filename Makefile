@@ -8,7 +8,7 @@ PROJECT ?= examples/customer_onboarding
 EXTRAS := intake orchestrator connector notifier quarantine embedded cli sandbox
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format verify up lock wheel proof clean
+.PHONY: help setup demo test check format verify bench up lock wheel proof clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ format: setup  ## Rewrite the code in the house's format
 
 verify: setup  ## Fail when something generated drifted from its source
 	@$(BIN)/python .ci/verify.py
+
+bench: setup  ## Measure the workload W3 against a hand-written loop, 3 minutes; FULL=1 takes longer
+	@PYTHONPATH=. $(BIN)/python -m tests.bench.w3 $(if $(FULL),--full)
 
 wheel: setup  ## Build the wheel into dist/
 	@rm -rf dist && $(BIN)/python -m hatchling build -t wheel
