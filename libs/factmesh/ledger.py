@@ -18,6 +18,9 @@ from factmesh.verdict import Seen
 
 SQL = load_sql(__file__, "ledger.sql")
 
+EMPTY_ROWS_MAX = 5000
+"""Rows that one statement takes the emitted bytes from."""
+
 
 @dataclass(slots=True)
 class Row:
@@ -205,26 +208,41 @@ class Days:
             self._held.add(day)
 
 
-async def expire(conn: Connection, now: datetime, *, horizon_days: int, audit_days: int) -> list[str]:
+async def expire(
+    conn: Connection, now: datetime, *, horizon_days: int, audit_days: int, emptied: set[str] | None = None
+) -> list[str]:
     """Retention (DESIGN section 8): the gate and emitted bytes after the horizon, whole days after the audit period.
 
-    Returns the partitions that were dropped. A day with a quarantined or unfinished row is kept.
+    Returns the partitions that were dropped. A day with a quarantined or unfinished row is kept. `emptied` remembers
+    the days that hold no emitted bytes any more, so that the next call does not look through them all.
     """
+    emptied = set() if emptied is None else emptied
     # A day more than the horizon: `occurred_at` may lie minutes ahead of the first sight, and two clocks judge.
     await conn.execute(SQL.gate_expire, horizon_days + 1)
-    await conn.execute(SQL.emitted_expire, ids.first_id_of((now - timedelta(days=horizon_days)).date()))
     dropped = []
     first_kept = partition_name((now - timedelta(days=audit_days)).date())
+    first_emitting = partition_name((now - timedelta(days=horizon_days)).date())
     for row in await conn.fetch(SQL.days):
         name = row["relname"]
-        if name >= first_kept:
+        if name >= first_emitting:
             break
         day = datetime.strptime(name.removeprefix("ledger_"), "%Y%m%d").replace(tzinfo=UTC).date()
         low, high = ids.first_id_of(day), ids.first_id_of(day + timedelta(days=1))
-        if await conn.fetchval(SQL.day_is_free, low, high):
+        if name < first_kept and await conn.fetchval(SQL.day_is_free, low, high):
             await conn.execute(await conn.fetchval(SQL.drop_day_statement, name))
             dropped.append(name)
+        elif name not in emptied:
+            await _empty(conn, low, high)
+            emptied.add(name)
     return dropped
+
+
+async def _empty(conn: Connection, low: UUID, high: UUID) -> None:
+    while True:
+        rows = await conn.fetch(SQL.emitted_expire, low, high, EMPTY_ROWS_MAX)
+        if len(rows) < EMPTY_ROWS_MAX:
+            return
+        low = max(row["id"] for row in rows)
 
 
 async def alive(conn: Connection) -> None:

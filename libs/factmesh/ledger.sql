@@ -113,8 +113,12 @@ DELETE FROM gate g
    AND NOT EXISTS (SELECT 1 FROM ledger l WHERE l.id = g.ledger_id AND l.disposition = 'dead');
 
 -- name: emitted_expire
--- Emitted bytes live for the horizon; the row stays for the audit period.
-UPDATE ledger SET emitted = NULL WHERE id < $1 AND emitted IS NOT NULL;
+-- Emitted bytes live for the horizon; the row stays for the audit period. Part of a day, from an id on: a whole one may
+-- not fit a transaction's time.
+WITH old AS (
+    SELECT id FROM ledger WHERE id >= $1 AND id < $2 AND emitted IS NOT NULL ORDER BY id LIMIT $3
+)
+UPDATE ledger l SET emitted = NULL FROM old WHERE l.id = old.id RETURNING l.id;
 
 -- name: day_is_free
 -- Whether a day may be dropped: none of its rows is quarantined (`dead`) or unfinished.

@@ -375,13 +375,15 @@ async def _housekeeping(context: Context) -> None:
     """Retention, and tomorrow's partition before tomorrow needs it."""
     settings = context.settings
     days = ledger.Days()
+    emptied: set[str] = set()
     while True:
         try:
             now = context.clock.now()
             async with context.pool.acquire() as conn:
                 await days.ensure(conn, {now.date(), (now + timedelta(days=1)).date()})
+                horizon_days, audit_days = settings.dedup_horizon_days, settings.audit_days
                 dropped = await ledger.expire(
-                    conn, now, horizon_days=settings.dedup_horizon_days, audit_days=settings.audit_days
+                    conn, now, horizon_days=horizon_days, audit_days=audit_days, emptied=emptied
                 )
                 await claims.expire(conn, settings.dedup_horizon_days)
             for name in dropped:

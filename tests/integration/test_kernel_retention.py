@@ -51,17 +51,21 @@ async def test_days_go_whole_and_only_when_nothing_in_them_is_open(stack: Stack,
         assert {r["id"] for r in await kernel.ledger_rows(running)} == kept
 
 
-async def test_emitted_bytes_live_for_the_horizon_and_rows_longer(stack: Stack, namespace: str) -> None:
-    """DESIGN 8: a receiver remembers ids longer than its sender can emit them again."""
+async def test_emitted_bytes_live_for_the_horizon_and_rows_longer(
+    stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DESIGN 8: a receiver remembers ids longer than its sender can emit them again; each statement takes a part."""
+    monkeypatch.setattr(ledger, "EMPTY_ROWS_MAX", 2)
     async with open_service(toy.service(), await toy.settings(stack, namespace), http=False) as running:
         async with running.context.pool.acquire() as conn:
             days = ledger.Days()
-            old, young = await put(conn, days, 16, "done"), await put(conn, days, 13, "done")
-            await ledger.expire(conn, NOW, horizon_days=14, audit_days=400)
-        assert {r["id"]: r["emitted"] is not None for r in await kernel.ledger_rows(running)} == {
-            old: False,
-            young: True,
-        }
+            old = {await put(conn, days, 16 + n / 1000, d) for n in range(2) for d in ("done", "dead", "discarded")}
+            young = await put(conn, days, 13, "done")
+            emptied: set[str] = set()
+            await ledger.expire(conn, NOW, horizon_days=14, audit_days=400, emptied=emptied)
+        kept = {r["id"]: r["emitted"] is not None for r in await kernel.ledger_rows(running)}
+        assert kept == {**dict.fromkeys(old, False), young: True}
+        assert emptied == {ledger.partition_name(ids.day_of(id_)) for id_ in old}
 
 
 async def test_the_gate_never_lets_a_stranger_in_twice(stack: Stack, namespace: str) -> None:
