@@ -110,3 +110,28 @@ async def test_a_stop_takes_less_than_ten_seconds(stack: Stack, namespace: str, 
         await kernel.idle(running)
         assert await toy.counts(running) == {f"o{n}": 1 for n in range(200)}
         assert len({m.id for m in toy.decoded(running, await kernel.on_topic(running, "status"))}) == 200
+
+
+async def test_a_stop_does_not_wait_for_a_broker_that_takes_nothing(
+    stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DESIGN 3: what is committed and not acknowledged holds its offsets, not the stop; the next start publishes it."""
+    settings = await toy.settings(stack, namespace)
+    gate = kernel.PublishGate(monkeypatch, b"o")
+    async with open_service(toy.service(), settings) as running:
+        await running.context.publisher.publish([toy.asking(running, "result", "k", do="count")])
+        message = toy.asking(running, "result", "o", do="count")
+        await running.context.publisher.publish([Emission(message.topic, b"k", message.value)])
+
+        async def held() -> bool:
+            return gate.held == 1
+
+        await until("the batch is committed and not published", held)
+        began = time.monotonic()
+    assert time.monotonic() - began < STOP_S_MAX
+    monkeypatch.undo()
+    async with open_service(toy.service(), settings) as running:
+        await kernel.idle(running)
+        assert await toy.counts(running) == {"k": 1, "o": 1}
+        assert {d.key for d in await kernel.on_topic(running, "status")} == {b"k", b"o"}
+    gate.open.set()
