@@ -308,3 +308,25 @@ def test_any_text_compiles_or_says_why(text: str, value: object) -> None:
     """Bad input: whatever is written as an expression, the answer is a JSON value or one of our errors."""
     with contextlib.suppress(FactmeshError):
         evaluate_template("${" + text + "}", {"input": value})
+
+
+@pytest.mark.parametrize("value", ["R-1", "", "Ö", 7, -(1 << 63), True, None, 1.5, {"a": 1}, ["x"]])
+def test_a_selected_value_is_the_one_that_cel_gives(value: object) -> None:
+    """B3: a plain selection is answered without CEL; the same value in brackets, which CEL judges, is equal to it."""
+    engine = CelExpressions()
+    names = frozenset({"input", "steps.first"})
+    for text in ("input.field", "steps.first.field"):
+        values = {"input": {"field": value}, "steps": {"first": {"field": value}}}
+        short, long = (engine.compile(t, names).evaluate(values) for t in (text, f"({text})"))
+        assert short == long == value
+        assert type(short) is type(long)
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\ud800", 1 << 64, float("inf")])
+def test_what_cel_refuses_is_refused_where_it_is_only_selected(value: object) -> None:
+    """B3: the short way takes nothing that CEL would not, and words no error of its own."""
+    program = CelExpressions().compile("input.field", frozenset({"input"}))
+    with pytest.raises(ExpressionError, match="input.field"):
+        program.evaluate({"input": {"field": value}})
+    with pytest.raises(ExpressionError, match="field 'field' is missing"):
+        program.evaluate({"input": {"other": 1}})
