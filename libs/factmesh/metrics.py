@@ -62,6 +62,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._made: dict[str, Counter | Gauge | Histogram] = {}
+        # The vendor's look-up of a child takes a lock and makes its key anew: most of what counting cost a message.
+        self._children: dict[tuple[str, tuple[str, ...]], Counter | Gauge | Histogram] = {}
         for m in TABLE:
             if m.kind == "counter":
                 self._made[m.name] = Counter(m.name, m.meaning, m.labels, registry=self.registry)
@@ -71,28 +73,36 @@ class Metrics:
                 buckets = SIZE_BUCKETS if m.kind == "sizes" else DURATION_BUCKETS_S
                 self._made[m.name] = Histogram(m.name, m.meaning, m.labels, registry=self.registry, buckets=buckets)
 
+    def _child(self, name: str, labels: tuple[str, ...]) -> Counter | Gauge | Histogram:
+        found = self._children.get((name, labels))
+        if found is None:
+            metric = self._made[name]
+            found = self._children[name, labels] = metric.labels(*labels) if labels else metric
+        return found
+
     def inc(self, name: str, *labels: str, by: float = 1) -> None:
         """Count. Raises KeyError for a name that the table does not hold."""
-        metric = self._made[name]
+        metric = self._child(name, labels)
         assert isinstance(metric, Counter)
-        (metric.labels(*labels) if labels else metric).inc(by)
+        metric.inc(by)
 
     def set(self, name: str, value: float, *labels: str) -> None:
         """Set a gauge."""
-        metric = self._made[name]
+        metric = self._child(name, labels)
         assert isinstance(metric, Gauge)
-        (metric.labels(*labels) if labels else metric).set(value)
+        metric.set(value)
 
     def forget(self, name: str, *labels: str) -> None:
         """Tell a gauge's value for these labels no longer: it is another process's to tell."""
         with contextlib.suppress(KeyError):
             self._made[name].remove(*labels)
+        self._children.pop((name, labels), None)
 
     def observe(self, name: str, value: float, *labels: str) -> None:
         """Observe a size or a duration in seconds."""
-        metric = self._made[name]
+        metric = self._child(name, labels)
         assert isinstance(metric, Histogram)
-        (metric.labels(*labels) if labels else metric).observe(value)
+        metric.observe(value)
 
     def render(self) -> bytes:
         """The Prometheus text format."""

@@ -55,3 +55,13 @@ def test_two_processes_in_one_do_not_share_a_registry() -> None:
     one, other = Metrics(), Metrics()
     one.inc("factmesh_publish_retries_total")
     assert b"factmesh_publish_retries_total 0.0" in other.render()
+
+
+def test_a_forgotten_gauge_is_told_again_when_it_is_set_again() -> None:
+    """F3: children are kept at hand; one that was forgotten must not be counted on where nobody reads it."""
+    metrics = Metrics()
+    metrics.set("factmesh_consumer_lag", 3, "t", "0")
+    metrics.forget("factmesh_consumer_lag", "t", "0")
+    assert b"factmesh_consumer_lag{" not in metrics.render()
+    metrics.set("factmesh_consumer_lag", 5, "t", "0")
+    assert b'factmesh_consumer_lag{partition="0",topic="t"} 5.0' in metrics.render()
