@@ -8,6 +8,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -213,6 +214,7 @@ def from_ms(ms: int) -> datetime:
     return _EPOCH + ms * _MILLISECOND
 
 
+@lru_cache(maxsize=64)  # all that a batch emits carries one instant
 def rfc3339(ms: int) -> str:
     """Unix milliseconds as RFC 3339 text in UTC."""
     return from_ms(ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
