@@ -233,6 +233,7 @@ def correct(
         row = await index.acts.read(index.pool, await queries.find(index.pool, id_))
         if row["original"] is None:
             raise RefusedError("its bytes are past their retention", where=f"record {row['id']}")
+        index.acts.check_correctable(row)  # before a person is shown a diff and asked
         original, before = unpack_delivery(row["original"]), correction_of(row)
         value, headers = (original.value, original.headers) if before is None else (before.value, before.headers)
         new_headers = dlq_edit.set_headers(headers, header or [])
@@ -341,6 +342,8 @@ def resolve(
             except RefusedError as error:
                 refused += 1
                 typer.echo(f"refused: {error}", err=True)
+        if refused < len(records):
+            typer.echo("a word that does not count (said too early, a wrong output) opens its record again", err=True)
         return 1 if refused else 0
 
     _run(work, run_dir)

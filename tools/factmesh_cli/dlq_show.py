@@ -125,6 +125,13 @@ _FACTS = (
 )
 
 
+_WAYS = {
+    "opening": "`factmesh dlq replay {id}` sends it again, `factmesh dlq correct {id}` changes it before",
+    "retry_step": "`factmesh dlq replay {id}` runs its step again, under a new key",
+    "resolution": "find out, then `factmesh dlq resolve {id} --happened OUTPUT`, or `--not-happened`",
+}
+
+
 async def show(
     out: Console, registry: Registry, row: Record, history: Iterable[Record], acts: Iterable[Record], way: str
 ) -> None:
@@ -137,7 +144,8 @@ async def show(
         if row[column] is not None:
             facts.add_row(label, escape(str(plain(row[column]))))
     facts.add_row("openings", f"raised {row['raised']}, published {row['published']}, dead {row['dead']}")
-    facts.add_row("way back", way)
+    facts.add_row("at its instance", f"{row['thread']}")
+    facts.add_row("way back", f"{way}: {_WAYS[way].format(id=str(row['id'])[:SHORT])}")
     out.print(facts)
     if row["stack"]:
         out.print("\n[bold]stack[/bold]\n" + escape(row["stack"]))

@@ -183,6 +183,7 @@ def _show(row: Record, state: dict[str, Any]) -> None:
         for record, (parked, released, discarded, command_id) in state["parks"].items():
             of = f"  command {command_id}" if command_id else ""
             out.print(escape(f"  {record}  {parked} {released} {discarded}{of}"))
+        out.print(f"\nwhat to do about them: factmesh dlq list --instance {row['id']}")
 
 
 @app.command()

@@ -263,12 +263,20 @@ class Acts:
 
     # --- correct, assign ---------------------------------------------------------------------------------------------
 
+    def check_correctable(self, row: Record) -> None:
+        """Raise RefusedError unless a replay would send the record's bytes."""
+        check_open(row)
+        hints = {
+            Way.RETRY_STEP: "correct its workflow, connector or system; then `factmesh dlq replay` runs the step again",
+            Way.RESOLUTION: "find out whether it happened, then `factmesh dlq resolve`",
+        }
+        hint = hints.get(self.way(row))
+        if hint is not None:
+            raise _refuse(row, f"a command that ended {row['reason']} is not sent again as it was", hint)
+
     async def correct(self, row: Record, value: bytes | None, headers: Headers, person: messages.Person) -> None:
         """Keep corrected bytes beside the original; the next replay sends them. Raises RefusedError."""
-        check_open(row)
-        if self.way(row) is not Way.OPENING:
-            hint = "correct its workflow or connector"
-            raise _refuse(row, f"a command that ended {row['reason']} is not sent again as it was", hint)
+        self.check_correctable(row)
         packed = pack([Emission(row["topic"], None, value, headers)])
         done = await self.pool.fetchval(
             SQL.correct, row["id"], packed, person.by, person.at, row["corrected_at"], person.reason

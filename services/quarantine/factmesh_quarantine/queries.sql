@@ -34,8 +34,8 @@ SELECT r.fingerprint, r.reason, r.stage, r.step, count(*) AS records, min(r.fail
  LIMIT $10;
 
 -- name: by_prefix
--- The records whose id begins so: people type the first characters.
-SELECT id FROM record WHERE starts_with(id::text, $1) ORDER BY id LIMIT 2;
+-- The records whose id begins so: people type the first characters, of the name by which its instance knows it too.
+SELECT id FROM record WHERE starts_with(id::text, $1) OR starts_with(thread::text, $1) ORDER BY id LIMIT 2;
 
 -- name: history
 -- One record's audit, oldest first.

@@ -103,6 +103,17 @@ async def test_an_unknown_command_that_did_not_happen(depot: Depot) -> None:
     ran = await depot.run("dlq", "show", str(refused["id"]))
     assert "may still be in flight" in ran.out
     assert "look again after that instant" in ran.out
+    assert f"factmesh dlq resolve {str(record['id'])[:13]} --happened OUTPUT" in ran.out
+    shown = await depot.run("instance", "show", str(id_))
+    assert f"factmesh dlq list --instance {id_}" in shown.out
+    # The name by which the instance knows the record finds it too.
+    assert str(record["thread"]) in shown.out
+    found = await depot.run("dlq", "show", str(record["thread"]))
+    assert (found.code, str(record["id"]) in found.out) == (0, True), found.err
+    ran = await depot.run("dlq", "correct", str(record["id"]), "--set", "step=x", "--yes")
+    assert ran.code == 2
+    assert "a command that ended unknown is not sent again as it was" in ran.err
+    assert ran.out == "", "no diff of what is refused"
 
     await depot.well("books", parcel)
     await depot.not_in_flight(record["id"])
