@@ -179,6 +179,8 @@ async def _until_reachable(dsn: str, connect: Callable[[], Coroutine[Any, Any, T
     wait_s = 0.25
     for attempt in range(1, 1_000_000_000):
         try:
+            if urlsplit(dsn).scheme not in ("postgresql", "postgres"):
+                raise ValueError  # the client takes an empty address for its own default, and would wait there
             result = await connect()
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
             raise SettingsError(
@@ -186,10 +188,10 @@ async def _until_reachable(dsn: str, connect: Callable[[], Coroutine[Any, Any, T
                 hint="create the role and database, or correct FACTMESH_POSTGRES_DSN",
                 error_class=ErrorClass.PERMISSION,
             ) from error
-        except (asyncpg.ClientConfigurationError, OverflowError, ValueError) as error:
+        except (asyncpg.ClientConfigurationError, OverflowError, ValueError):
             # What stands there may be a password in the wrong place: it is not repeated.
             raise SettingsError(
-                f"the address of PostgreSQL cannot be read: {type(error).__name__}",
+                "the address of PostgreSQL cannot be read",
                 hint="write it as postgresql://role:password@host:port/database, reserved characters percent-encoded",
             ) from None
         except Exception as error:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from factmesh.effects import Effect, Note, Publish
-from factmesh.errors import StaleError, ValidationError
+from factmesh.errors import FactmeshError, StaleError, ValidationError
 from factmesh.message import Message, from_ms
 from factmesh_intake.model import FUTURE_TOLERANCE, Canonical, Desk, FutureError, Incoming
 
@@ -33,7 +33,7 @@ def accept(desk: Desk, incoming: Incoming, now: datetime, *, opening: int = 0) -
                 f"occurred_at: older than the dedup horizon of {desk.horizon.days} days, so it cannot be proved new",
                 hint="an operator who knows that it is new replays it; that is recorded as the acceptance",
             )
-    except ValidationError as error:
+    except FactmeshError as error:
         error.where = error.where or incoming.where
         raise
     return canonical
