@@ -25,6 +25,8 @@ DATA_BYTES = 300
 TICK_S = 0.002
 STALL_S_MAX = 60.0
 RAMP_S_MAX = 60.0
+STRETCH_MAX = 6
+"""A phase that must see whole waves takes this many times as long at most."""
 
 
 class StallError(Exception):
@@ -117,8 +119,9 @@ class Watcher:
                 messages += self._consumer.consume(500, 0)
             now = time.monotonic()
             for message in messages:
-                if message.error() is None:
-                    record: Any = fastavro.schemaless_reader(io.BytesIO(message.value()[5:]), self._schema, None)
+                value = message.value()
+                if message.error() is None and value is not None:
+                    record: Any = fastavro.schemaless_reader(io.BytesIO(value[5:]), self._schema, None)
                     if record["status"] == "completed":
                         self.done.setdefault(record["business_object_id"], now)
                     elif record["status"] != "running":
@@ -197,12 +200,17 @@ class Load:
         """Until `window` workflows at once are a steady flow: as many have been completed."""
         await self.closed(window, RAMP_S_MAX, enough=window)
 
-    async def closed(self, window: int, seconds: float, enough: int | None = None) -> Sample:
-        """Saturation: `window` workflows at once; throughput is what was completed in the given time."""
+    async def closed(self, window: int, seconds: float, enough: int | None = None, waves: int = 0) -> Sample:
+        """Saturation: `window` workflows at once; throughput is what was completed in the given time.
+
+        Workflows that began together end together: a slow system is measured over so many whole `waves` at least.
+        """
         first, began = len(self.watcher.done), time.monotonic()
         mine: list[str] = []
         last, moved = first, began
-        while (now := time.monotonic()) < began + seconds:
+        while (now := time.monotonic()) < began + seconds or (
+            last - first < waves * window and now < began + seconds * STRETCH_MAX
+        ):
             for _ in range(max(0, min(window - self.in_flight, 200))):
                 mine.append(self.send(now))
             done = len(self.watcher.done)

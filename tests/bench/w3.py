@@ -71,7 +71,7 @@ async def saturate(load: Load, meter: Meter, plan: Plan) -> dict[str, Any]:
         await load.ramp(window)
         before = await meter.read()
         first = len(load.watcher.done)
-        sample = await load.closed(window, plan.saturation_s)
+        sample = await load.closed(window, plan.saturation_s, waves=2)
         after = await meter.read()
         costs = cost(before, after, len(load.watcher.done) - first)
         tried.append({"window": window, **sample.summary(), "cost": costs})
