@@ -135,3 +135,22 @@ async def test_a_stop_does_not_wait_for_a_broker_that_takes_nothing(
         assert await toy.counts(running) == {"k": 1, "o": 1}
         assert {d.key for d in await kernel.on_topic(running, "status")} == {b"k", b"o"}
     gate.open.set()
+
+
+async def test_a_thread_that_hangs_does_not_hold_the_stop(stack: Stack, namespace: str) -> None:
+    """DESIGN 3: a client's thread waits for a broker that is gone; the process ends in time all the same."""
+    process = start(await toy.settings(stack, namespace), TOY_HANGS="1")
+    try:
+        await asyncio.sleep(6)
+        assert process.poll() is None
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+
+        async def ended() -> bool:
+            return process.poll() is not None
+
+        await until("the process has ended", ended, timeout_s=STOP_S_MAX + 5)
+        assert time.monotonic() - began < STOP_S_MAX
+        assert process.returncode == 0
+    finally:
+        process.kill()
