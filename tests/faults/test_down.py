@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.support import chaos, evidence
 from tests.support.judge import judge, text
-from tests.support.load import Load
+from tests.support.load import Load, parts
 from tests.support.triage import Operator
 from tests.support.waiting import until
 
@@ -28,8 +28,9 @@ pytestmark = [
 ]
 
 FACTS = 280
-RATE = 4.5
+RATE = 10.0
 SEED = 11
+BEFORE_S = 2.0
 OUTAGE_S = 4.0
 LINES_MAX = 200
 
@@ -72,20 +73,21 @@ async def test_servers_down_at_start_and_under_load(mesh: tuple[EmbeddedStack, M
     async with evidence.books(up) as look:
         plan = chaos.generate(up.project, FACTS, SEED)
         load = Load(up, RATE, give_up_s=180)
-        sending = asyncio.create_task(load.send(plan.sendings))
-        for stop, start in (
+        outages = (
             (own.kafka.kill, own.kafka.start),
             (own.postgres.stop, own.postgres.start),
             (own.kafka.stop, own.kafka.start),
             (own.postgres.kill, own.postgres.start),
-        ):
-            await asyncio.sleep(3.0)
-            assert not sending.done(), "the load ended before the last outage: nothing was proved"
+        )
+        for (stop, start), part in zip(outages, parts(plan.sendings, len(outages)), strict=True):
+            sending = asyncio.create_task(load.send(part))
+            await asyncio.sleep(BEFORE_S)
+            assert not sending.done(), "the load ended before the outage: nothing was proved"
             await asyncio.to_thread(stop)
             await asyncio.sleep(OUTAGE_S)
             await asyncio.to_thread(start)
+            await sending
             assert not up.ended(), f"a service ended over an outage: {[(m.name, m.tail()) for m in up.ended()]}"
-        await sending
         dead = sum(1 for s in plan.sendings if s.remedy is not None)
         await evidence.quiet(look, instances=len(plan.intended) - dead, timeout_s=150)
         before = judge(await evidence.gather(look, load.acknowledged, plan.intended, final=False))

@@ -23,6 +23,12 @@ RETRY_S = 0.3
 REQUEST_S_MAX = 15.0
 
 
+def parts(sendings: Sequence[Sending], count: int) -> list[Sequence[Sending]]:
+    """In as many parts, in order: one for each time that something is done to the mesh, however slow the machine."""
+    size = -(-len(sendings) // count)
+    return [sendings[n : n + size] for n in range(0, len(sendings), size)]
+
+
 @dataclass
 class Load:
     """One run of sendings over one mesh. `rate` is sendings a second; `entrances` are replicas of intake by name."""
