@@ -127,6 +127,7 @@ class ClaimLoop:
         self._stopping = False
         self._drained = asyncio.Event()
         self._next_wake: float | None = None
+        self._starved = False
 
     # --- given by the batch loop -------------------------------------------------------------------------------------
 
@@ -138,8 +139,17 @@ class ClaimLoop:
 
     def unreserve(self, n: int) -> None:
         """The batch did not commit, or returned fewer rows than were reserved."""
+        self._give_back(n)
+
+    def _give_back(self, n: int) -> None:
+        """Slots are free again. Only a row that was left due for want of one is asked for now.
+
+        A look at every settlement took all the slots for as long as it asked: the next batch found none, and its rows
+        were written twice, waiting and then claimed, instead of once.
+        """
         self._free += n
-        self._wake.set()
+        if self._starved:
+            self._wake.set()
 
     def begin(self, rows: Sequence[Claimed]) -> None:
         """Work on rows whose slots are reserved."""
@@ -187,7 +197,8 @@ class ClaimLoop:
     async def _claim(self) -> float:
         """Claim what is due and fits; seconds to idle."""
         limit = self._free
-        if limit <= 0:
+        self._starved = limit <= 0
+        if self._starved:
             return IDLE_S_MAX
         self._free -= limit
         taken = 0
@@ -213,7 +224,8 @@ class ClaimLoop:
         if outcomes:
             self._publish_later(outcomes)
         if full:
-            return 0.0 if self._free > 0 else IDLE_S_MAX
+            self._starved = self._free <= 0
+            return IDLE_S_MAX if self._starved else 0.0
         if due_s is not None and due_s <= 0:
             # Due and locked by somebody's transaction: asking again at once would go on for as long as that lasts.
             return RETRY_S
@@ -235,7 +247,7 @@ class ClaimLoop:
             # and the locals of a bug may quote the payload (F5).
             _, text, frames = dlq.describe(bug)
             log.error("claims.bug", kind=self.kind.name, row_id=str(row.id), error=text, stack=frames)
-            self._free += 1
+            self._give_back(1)
             return
         self._metrics.observe("factmesh_work_seconds", self._clock.monotonic() - began, self.kind.name)
         self._unsettled += 1
@@ -264,8 +276,7 @@ class ClaimLoop:
                     log.warning("claims.settle_waiting", kind=self.kind.name, error=f"{type(error).__name__}: {error}")
                     await self._clock.sleep(RETRY_S)
             self._unsettled -= len(batch)
-            self._free += len(batch)
-            self._wake.set()
+            self._give_back(len(batch))
 
     async def _settle(self, batch: Sequence[_Finished]) -> None:
         now = self._clock.now()

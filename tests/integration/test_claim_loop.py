@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from typing import Any
 
 import pytest
 from tests.support import toy
 from tests.support.waiting import until
 
-from factmesh import kafka
-from factmesh.claim_loop import Settlement
+from factmesh import claims, kafka
+from factmesh.claim_loop import IDLE_S_MAX, Settlement
 from factmesh.claims import Claimed
 from factmesh.clock import SystemClock
 from factmesh.service import Running, open_service
@@ -125,3 +127,49 @@ async def test_a_bug_in_the_work_leaves_the_row_to_be_found(stack: Stack, namesp
         await running.context.publisher.publish([toy.asking(running, "result", "o", do="work")])
         await until("done in the second epoch", lambda: settled(running, 1))
         assert [(r.epoch, r.interrupted) for r in toil.seen] == [(1, False), (2, True)]
+
+
+async def test_an_undisturbed_row_costs_no_look_for_due_ones(
+    stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DESIGN 5: a look takes the slots that the next batch needs, so a settlement with nothing left due causes none."""
+    looks = 0
+    claim_due = claims.claim_due
+
+    async def counted(*given: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await claim_due(*given)
+
+    async with open_service(toy.service(), await toy.settings(stack, namespace)) as running:
+        monkeypatch.setattr(claims, "claim_due", counted)
+        for n in range(1, 21):
+            await running.context.publisher.publish([toy.asking(running, "result", f"o{n}", do="work")])
+            await until(f"{n} are done", partial(settled, running, n), every_s=0.02)
+        assert looks < 15, "one a settlement, besides the look every few seconds"
+
+
+async def test_a_row_that_found_no_slot_is_worked_on_when_one_is_free(stack: Stack, namespace: str) -> None:
+    """DESIGN 3b: what waited for a slot does not wait for the look that comes every few seconds."""
+    gate = asyncio.Event()
+
+    async def work(row: Claimed) -> Settlement:
+        await gate.wait()
+        return toy.done()
+
+    toil = toy.Toil(work)
+    async with open_service(toy.service(toil), await toy.settings(stack, namespace)) as running:
+        loop = running.context.claims.loops["toil"]
+        sent = [toy.asking(running, "result", "o", do="work") for _ in range(40)]
+        await running.context.publisher.publish(sent)
+        await until("every slot is taken, and the rest are rows", lambda: _rows(running, 40))
+        assert len(toil.seen) == loop.kind.concurrency
+        began = loop._clock.monotonic()
+        gate.set()
+        await until("all are done", lambda: settled(running, 40))
+        waves = 40 // loop.kind.concurrency
+        assert loop._clock.monotonic() - began < (waves - 1) * IDLE_S_MAX, "each wave waited for the next look"
+
+
+async def _rows(running: Running, n: int) -> bool:
+    return len(await states(running)) == n
