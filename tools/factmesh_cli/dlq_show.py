@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -29,6 +29,16 @@ _BYTES = ("original", "correction", "root")
 
 def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, soft_wrap=True, highlight=False)
+
+
+def visible(text: str) -> str:
+    """Control characters as people can see them: an escape sequence in a stranger's header does nothing here."""
+    return "".join(c if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") else f"\\x{ord(c):02x}" for c in text)
+
+
+def escape(text: str) -> str:
+    """Text of a message for the console: neither markup nor control characters act."""
+    return markup.escape(visible(text))
 
 
 def plain(value: Any) -> Any:
@@ -188,7 +198,7 @@ async def changes(
 
 
 def print_diff(out: Console, lines: Sequence[str]) -> None:
-    out.print(Syntax("\n".join(lines), "diff", background_color="default") if lines else "nothing changes")
+    out.print(Syntax(visible("\n".join(lines)), "diff", background_color="default") if lines else "nothing changes")
 
 
 def plan_table(plans: Sequence[Planned]) -> Table:

@@ -103,7 +103,7 @@ def _attributes(t: str) -> list[KafkaCase]:
         KafkaCase("header not UTF-8", b"k", good, binary(b"\xff\xfe"), "decode", "ce_id: the header is not UTF-8"),
         KafkaCase("header twice", b"k", good, binary(f"{t}-20", ("ce_id", b"b")), "validation", "is there twice"),
         KafkaCase("id of 10 kB", b"k", good, binary("i" * 10_000), "validation", "id: 10000 characters, more than 255"),
-        KafkaCase("id with NUL", b"k", good, binary("a\0b"), "validation", "id: control characters"),
+        KafkaCase("id with NUL", b"k", good, binary("a\0b\x1b[2J"), "validation", "id: control characters"),
         KafkaCase("no id", b"k", good, binary("x", drop="ce_id"), "validation", "id: required and missing"),
         KafkaCase("source", b"k", good, binary(f"{t}-25", ce_source="//x/😀 b"), "validation", "not a URI reference"),
         KafkaCase(
