@@ -18,7 +18,6 @@ from uuid import UUID
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from factmesh import ids, kafka
@@ -32,6 +31,7 @@ from factmesh.records import Records
 from factmesh.registry import open_registry
 from factmesh.settings import Settings
 from factmesh_cli.dlq_index import load_settings, read_addresses
+from factmesh_cli.dlq_show import escape
 
 app = typer.Typer(name="instance", help="Show workflow instances, and end one by hand.", no_args_is_help=True)
 SQL = load_sql(__file__, "instance.sql")
