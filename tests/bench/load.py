@@ -148,6 +148,7 @@ class Load:
                 "linger.ms": 0,
                 "partitioner": "murmur2_random",
                 "queue.buffering.max.messages": 1_000_000,
+                "log_level": 2,
             }
         )
         self.sent: dict[str, float] = {}

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -140,6 +141,9 @@ async def opened(which: str, stack: Any, folder: Path, name: str, given: Mapping
 
 async def run(plan: Plan, only: str, given: Mapping[str, str], hold_s: float, folder: Path) -> dict[str, Any]:
     """All rounds; ours and the ideal take turns, so that a round is a pair."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     say("starting Kafka and PostgreSQL")
     stack = EmbeddedStack(folder / "stack")
     rounds: list[dict[str, Any]] = []
@@ -206,6 +210,8 @@ def main() -> None:
         for log in sorted(folder.glob("*/*.log")):
             print(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}", file=sys.stderr)
         sys.exit(f"void: {error}")
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit("stopped before the end, nothing is written")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if arguments.hold:

@@ -119,7 +119,8 @@ class Loop:
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
         polled = loop.run_in_executor(self.thread, self._consume)
-        while not self.stopping:
+        parent = os.getppid()
+        while not self.stopping and os.getppid() == parent:  # a killed benchmark leaves nothing behind
             batch = [m for m in await polled if m.error() is None]
             polled = loop.run_in_executor(self.thread, self._consume)
             if batch:
@@ -130,6 +131,7 @@ class Loop:
                     await self.in_flight[0][1].ready
                     await self._commit()
             await self._commit()
+        self.stopping = True
         await polled
         self.consumer.close()
 
