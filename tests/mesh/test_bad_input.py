@@ -147,16 +147,16 @@ async def open_records(mesh: OrderMesh) -> list[dict[str, Any]]:
 # --- Kafka ------------------------------------------------------------------------------------------------------------
 
 
-async def test_bad_records_are_quarantined_byte_for_byte(order_mesh: OrderMesh, tag: str) -> None:
+async def test_bad_records_are_quarantined_byte_for_byte(junk_mesh: OrderMesh, tag: str) -> None:
     """E1, INV-L, issue "Bad input": each on the DLQ with its bytes, its reason and a text; the tool shows each; the
     next good one of every partition passes.
     """
     cases = bad_input.kafka_cases(tag)
-    topic = order_mesh.topic("facts.raw")
+    topic = junk_mesh.topic("facts.raw")
     # Spread by hand: a partition of which most die would halt, which is another promise.
     records = [(topic, c.key, c.value, c.headers, n % PARTITIONS) for n, c in enumerate(cases)]
-    origins = await publish(order_mesh, records)
-    found = await dead(order_mesh, origins)
+    origins = await publish(junk_mesh, records)
+    found = await dead(junk_mesh, origins)
     messages: dict[str, str] = {}
     unclear: list[tuple[str, str, str]] = []
     for case, at in zip(cases, origins, strict=True):
@@ -172,38 +172,38 @@ async def test_bad_records_are_quarantined_byte_for_byte(order_mesh: OrderMesh, 
         assert original(record.headers) == original(case.headers), case.name
         messages[named["factmesh-dlq-id"]] = message
     assert unclear == []
-    await passes(order_mesh, tag)
+    await passes(junk_mesh, tag)
 
-    shown = {row["id"]: row["message"] for row in await open_records(order_mesh)}
+    shown = {row["id"]: row["message"] for row in await open_records(junk_mesh)}
     assert {id_: shown.get(id_) for id_ in messages} == messages
     by_name = dict(zip((c.name for c in cases), messages, strict=True))
     for name in ("binary key", "header not UTF-8", "id with NUL", "tombstone"):
-        one = await asyncio.to_thread(factmesh, order_mesh, "dlq", "show", by_name[name], *run_dir(order_mesh))
+        one = await asyncio.to_thread(factmesh, junk_mesh, "dlq", "show", by_name[name], *run_dir(junk_mesh))
         assert one.returncode == 0, (name, one.stderr)
         assert not set(one.stdout) & DRAWING, f"{name}: its bytes reach the terminal as they are"
 
 
-async def test_junk_on_our_own_topics_stops_nobody(order_mesh: OrderMesh, tag: str) -> None:
+async def test_junk_on_our_own_topics_stops_nobody(junk_mesh: OrderMesh, tag: str) -> None:
     """E1, INV-L: what nobody of ours wrote lies on that topic's DLQ as it was; an order goes through every step."""
     junk = bad_input.junk_for_our_topics()
-    names = [order_mesh.topic(f"factmesh.{short}.v1") for short in OURS]
+    names = [junk_mesh.topic(f"factmesh.{short}.v1") for short in OURS]
     records = [(name, *j, n % PARTITIONS) for name in names for n, j in enumerate(junk)]
-    origins = await publish(order_mesh, records)
-    found = await dead(order_mesh, origins)
+    origins = await publish(junk_mesh, records)
+    found = await dead(junk_mesh, origins)
     for (_, key, value, headers, _), at in zip(records, origins, strict=True):
         record = found[at]
         assert (record.key, record.value, original(record.headers)) == (key, value, original(headers)), at
         assert texts(record.headers)["factmesh-dlq-reason"] in ("decode", "schema"), at
         assert f"{at[0]}[{at[1]}]@{at[2]}" in texts(record.headers)["__dlq.errors.message"]
     number = f"O-{tag}"
-    await order_mesh.place(number, tier="G", email=f"{tag}@buyer.example")
-    assert (await order_mesh.post(tag, warehouse_data(number, 7))).status_code == 202
-    await order_mesh.until_status(tag, "completed")
+    await junk_mesh.place(number, tier="G", email=f"{tag}@buyer.example")
+    assert (await junk_mesh.post(tag, warehouse_data(number, 7))).status_code == 202
+    await junk_mesh.until_status(tag, "completed")
 
 
-async def test_junk_on_a_dlq_is_quarantined_itself(order_mesh: OrderMesh, tag: str) -> None:
+async def test_junk_on_a_dlq_is_quarantined_itself(junk_mesh: OrderMesh, tag: str) -> None:
     """INV-D: the index takes what lies on a DLQ and is no record of ours for what it is, and goes on."""
-    topic = order_mesh.mesh.dlq_name("facts.raw")
+    topic = junk_mesh.mesh.dlq_name("facts.raw")
     id_ = str(uuid.uuid4()).encode()
     diagnosis: Headers = [("factmesh-dlq-id", id_), ("factmesh-dlq-attempts", b"many"), ("__dlq.errors.offset", b"-7")]
     forged: Headers = [*diagnosis, ("__dlq.errors.topic", b"t\0"), ("__dlq.errors.partition", b"x")]
@@ -213,42 +213,42 @@ async def test_junk_on_a_dlq_is_quarantined_itself(order_mesh: OrderMesh, tag: s
         (topic, b"k", b"x", [("factmesh-dlq-id", b"a\0b")], 2),
         (topic, b"k", b"x", forged, 3),
     ]
-    origins = await publish(order_mesh, rows)
-    listed = {(r["topic"], r["partition"], r["offset"]): r for r in await open_records(order_mesh)}
+    origins = await publish(junk_mesh, rows)
+    listed = {(r["topic"], r["partition"], r["offset"]): r for r in await open_records(junk_mesh)}
     for (_, _, value, _, _), at in zip(rows, origins, strict=True):
         assert at in listed, f"{at} is not in the index"
         assert listed[at]["reason"] == "decode"
         assert f"{at[0]}[{at[1]}]@{at[2]}" in listed[at]["message"]
         assert listed[at]["original_bytes"] >= len(value or b"")
-    await order_mesh.mesh.until_ready(["quarantine"])
+    await junk_mesh.mesh.until_ready(["quarantine"])
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------------------
 
 
-async def test_bad_requests_are_refused_before_anything_is_acknowledged(order_mesh: OrderMesh, tag: str) -> None:
+async def test_bad_requests_are_refused_before_anything_is_acknowledged(junk_mesh: OrderMesh, tag: str) -> None:
     """A2, INV-L: every refusal is a problem document that says what is wrong and what to do; no byte reaches Kafka."""
-    raw = order_mesh.topic("facts.raw")
-    before = await ends(order_mesh, raw)
-    url = order_mesh.mesh.url("intake")
+    raw = junk_mesh.topic("facts.raw")
+    before = await ends(junk_mesh, raw)
+    url = junk_mesh.mesh.url("intake")
     for case in bad_input.http_cases():
-        answer = await order_mesh.client.post(f"{url}/facts", headers=case.headers, content=case.body)
+        answer = await junk_mesh.client.post(f"{url}/facts", headers=case.headers, content=case.body)
         assert answer.status_code == case.status, (case.name, answer.text)
         assert answer.headers["content-type"] == "application/problem+json", case.name
         problem = answer.json()
         assert problem["type"].endswith(f"/problems/{case.slug}"), (case.name, problem)
         assert case.says in problem["detail"], (case.name, problem)
         assert problem["detail"].endswith(")"), f"{case.name}: does not say what to do next"
-        assert str(order_mesh.project) not in answer.text, f"{case.name}: tells a stranger our folders"
-    assert await ends(order_mesh, raw) == before
-    await passes(order_mesh, tag)
+        assert str(junk_mesh.project) not in answer.text, f"{case.name}: tells a stranger our folders"
+    assert await ends(junk_mesh, raw) == before
+    await passes(junk_mesh, tag)
 
 
-async def test_an_unknown_schema_tells_no_folder(order_mesh: OrderMesh) -> None:
+async def test_an_unknown_schema_tells_no_folder(junk_mesh: OrderMesh) -> None:
     """F5: where our schemas lie is for the log; the caller learns the id and the event."""
     headers = attributes(content_type="application/avro", id="unknown-schema")
-    answer = await order_mesh.client.post(
-        f"{order_mesh.mesh.url('intake')}/facts", headers=headers, content=b"\0\x00\x0f\xff\xffx"
+    answer = await junk_mesh.client.post(
+        f"{junk_mesh.mesh.url('intake')}/facts", headers=headers, content=b"\0\x00\x0f\xff\xffx"
     )
     assert answer.status_code == 422
     assert "schema id 1048575 is not registered" in answer.json()["detail"]
@@ -256,12 +256,12 @@ async def test_an_unknown_schema_tells_no_folder(order_mesh: OrderMesh) -> None:
     assert "/schemas" not in answer.text
 
 
-async def test_of_a_batch_each_bad_one_is_told_by_its_index(order_mesh: OrderMesh, tag: str) -> None:
+async def test_of_a_batch_each_bad_one_is_told_by_its_index(junk_mesh: OrderMesh, tag: str) -> None:
     """A2: good ones of a batch are durable; each refused one has its index, its problem and, where it has one, id."""
     good = json.loads(bad_input.kafka.structured(f"{tag}-a", data=warehouse_data(f"O-{tag}", 1)))
     wrong = {**good, "id": f"{tag}-b", "data": {**good["data"], "days_late": "two"}}
-    answer = await order_mesh.client.post(
-        f"{order_mesh.mesh.url('intake')}/facts",
+    answer = await junk_mesh.client.post(
+        f"{junk_mesh.mesh.url('intake')}/facts",
         headers={"content-type": "application/cloudevents-batch+json"},
         content=json.dumps([None, wrong, good, [], {**good, "id": ""}]).encode(),
     )
@@ -270,8 +270,8 @@ async def test_of_a_batch_each_bad_one_is_told_by_its_index(order_mesh: OrderMes
     assert [(r["index"], r["status"]) for r in results] == [(0, 400), (1, 422), (2, 202), (3, 400), (4, 422)]
     assert results[1]["id"] == f"{tag}-b"
     assert "field days_late" in results[1]["problem"]["detail"]
-    await accepted(order_mesh, f"{tag}-a")
-    assert await order_mesh.progress(f"{tag}-b") == {}
+    await accepted(junk_mesh, f"{tag}-a")
+    assert await junk_mesh.progress(f"{tag}-b") == {}
 
 
 #: What no client library sends, byte for byte; how the answer begins, b"" where the caller does not wait for one.
@@ -293,45 +293,45 @@ RAW: Mapping[str, tuple[bytes, bytes]] = {
 
 
 @pytest.mark.parametrize("name", RAW)
-async def test_requests_that_no_library_sends(order_mesh: OrderMesh, tag: str, name: str) -> None:
+async def test_requests_that_no_library_sends(junk_mesh: OrderMesh, tag: str, name: str) -> None:
     """Bad input: an answer or none, never a bug of ours in the log; the next caller is served."""
     sent, begins = RAW[name]
-    log = order_mesh.mesh.members["intake"].log
+    log = junk_mesh.mesh.members["intake"].log
     before = log.read_text(encoding="utf-8", errors="replace").count("intake.http_bug")
-    reader, writer = await asyncio.open_connection("127.0.0.1", order_mesh.mesh.members["intake"].port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", junk_mesh.mesh.members["intake"].port)
     writer.write(sent)
     await writer.drain()
     if begins:
         assert (await asyncio.wait_for(reader.readline(), 20)).startswith(begins)
     writer.close()
-    assert (await order_mesh.post(f"{tag}-next", warehouse_data(f"O-{tag}", 1))).status_code == 202
+    assert (await junk_mesh.post(f"{tag}-next", warehouse_data(f"O-{tag}", 1))).status_code == 202
     assert log.read_text(encoding="utf-8", errors="replace").count("intake.http_bug") == before
 
 
-async def test_another_body_under_the_same_id_by_another_entrance(order_mesh: OrderMesh, tag: str) -> None:
+async def test_another_body_under_the_same_id_by_another_entrance(junk_mesh: OrderMesh, tag: str) -> None:
     """A4: accepted by HTTP, then another body by Kafka and by HTTP: both are quarantined as conflicts, whole; the first
     stays in force, and a repeat of it is none."""
     first = warehouse_data(f"O-{tag}", 1)
-    assert (await order_mesh.post(tag, first)).status_code == 202
-    await accepted(order_mesh, tag)
-    raw = order_mesh.topic("facts.raw")
+    assert (await junk_mesh.post(tag, first)).status_code == 202
+    await accepted(junk_mesh, tag)
+    raw = junk_mesh.topic("facts.raw")
     other = data(order_id=f"O-{tag}-other")
-    [by_kafka] = await publish(order_mesh, [(raw, b"k", other, binary(tag), None)])
-    assert (await order_mesh.post(tag, first)).status_code == 202
-    record = (await dead(order_mesh, [by_kafka]))[by_kafka]
+    [by_kafka] = await publish(junk_mesh, [(raw, b"k", other, binary(tag), None)])
+    assert (await junk_mesh.post(tag, first)).status_code == 202
+    record = (await dead(junk_mesh, [by_kafka]))[by_kafka]
     named = texts(record.headers)
     assert (record.value, named["factmesh-dlq-reason"]) == (other, "conflict")
     assert "correct and replay it, or discard it; the first body stays in force" in named["__dlq.errors.message"]
-    assert (await order_mesh.progress(tag))["business_object_id"] == f"O-{tag}"
+    assert (await junk_mesh.progress(tag))["business_object_id"] == f"O-{tag}"
 
 
 @pytest.mark.parametrize("id_", ["a/b c/../d", "😀 ü", "100%25", "'; DROP TABLE ledger; --", "i" * 255])
-async def test_unusual_ids_are_ids(order_mesh: OrderMesh, tag: str, id_: str) -> None:
+async def test_unusual_ids_are_ids(junk_mesh: OrderMesh, tag: str, id_: str) -> None:
     """A1: slashes, spaces, emoji, quotes and the longest id: accepted, and found again under the same text."""
     id_ = (tag + id_)[:255]
-    await publish(order_mesh, [(order_mesh.topic("facts.raw"), None, data(order_id=f"O-{tag}"), binary(id_), None)])
-    await accepted(order_mesh, id_)
-    assert (await order_mesh.progress(id_))["id"] == id_
+    await publish(junk_mesh, [(junk_mesh.topic("facts.raw"), None, data(order_id=f"O-{tag}"), binary(id_), None)])
+    await accepted(junk_mesh, id_)
+    assert (await junk_mesh.progress(id_))["id"] == id_
 
 
 # --- files and commands -----------------------------------------------------------------------------------------------
@@ -351,20 +351,20 @@ WRONG_WORKFLOWS = [
 
 @pytest.mark.parametrize(("old", "new", "code", "says"), WRONG_WORKFLOWS)
 async def test_a_wrong_workflow_is_neither_linted_nor_deployed(
-    order_mesh: OrderMesh, tmp_path: Path, old: str, new: str, code: int, says: str
+    junk_mesh: OrderMesh, tmp_path: Path, old: str, new: str, code: int, says: str
 ) -> None:
     """B1, issue "Bad input": lint and deploy name file and line, with their codes; the running version stays."""
-    project = Path(shutil.copytree(order_mesh.project, tmp_path / "project"))
+    project = Path(shutil.copytree(junk_mesh.project, tmp_path / "project"))
     file = project / "workflows" / "order_exception" / "v1.yaml"
     text = file.read_text(encoding="utf-8")
     assert old in text
     file.write_text(text.replace(old, new, 1), encoding="utf-8")
-    lint = await asyncio.to_thread(factmesh, order_mesh, "workflow", "lint", "--project", str(project))
+    lint = await asyncio.to_thread(factmesh, junk_mesh, "workflow", "lint", "--project", str(project))
     assert lint.returncode == code, lint.stdout + lint.stderr
     assert says in lint.stdout + lint.stderr
     assert str(file) in lint.stdout + lint.stderr
-    words = ("workflow", "deploy", str(project), *run_dir(order_mesh))
-    deploy = await asyncio.to_thread(factmesh, order_mesh, *words)
+    words = ("workflow", "deploy", str(project), *run_dir(junk_mesh))
+    deploy = await asyncio.to_thread(factmesh, junk_mesh, *words)
     assert deploy.returncode == 2
     assert says in deploy.stderr
     assert "deployed" not in deploy.stdout
@@ -392,13 +392,13 @@ COMMANDS: Sequence[tuple[tuple[str, ...], int, str]] = [
 ]
 
 
-async def test_commands_say_what_is_missing(order_mesh: OrderMesh) -> None:
+async def test_commands_say_what_is_missing(junk_mesh: OrderMesh) -> None:
     """Bad input: a wrong folder, id, project or address ends each command with its code and one clear text."""
     for given, code, says in COMMANDS:
         words = [
-            w.replace("RUN", str(order_mesh.mesh.run_dir)).replace("PROJECT", str(order_mesh.project)) for w in given
+            w.replace("RUN", str(junk_mesh.mesh.run_dir)).replace("PROJECT", str(junk_mesh.project)) for w in given
         ]
-        done = await asyncio.to_thread(factmesh, order_mesh, *words)
+        done = await asyncio.to_thread(factmesh, junk_mesh, *words)
         said = done.stdout + done.stderr
         assert done.returncode == code, (given, said)
         assert says in said, (given, said)
