@@ -151,12 +151,17 @@ class Subscription:
             return True
         positions = [TopicPartition(t, p, o) for (t, p), o in offsets.items()]
 
-        def work() -> None:
-            self._the().commit(offsets=positions, asynchronous=False)
+        def work() -> str:
+            # A refusal of one partition is not raised: it stands in what is returned.
+            results = self._the().commit(offsets=positions, asynchronous=False) or ()
+            return ", ".join(f"{p.topic}[{p.partition}]: {p.error}" for p in results if p.error is not None)
 
         try:
             # Not on the owned thread: that one may be waiting, inside a revocation, for this very commit.
-            await asyncio.to_thread(work)
+            refused = await asyncio.to_thread(work)
+            if refused:
+                log.warning("kafka.commit", group=self.group, error=refused, message="not committed, tried again")
+                return False
         except (KafkaException, RuntimeError) as error:
             log.warning("kafka.commit", group=self.group, error=str(error), message="not committed, tried again")
             return False
