@@ -14,7 +14,7 @@ from factmesh import dlq
 from factmesh.errors import ErrorClass, Reason, ValidationError
 from factmesh.ids import Root
 from factmesh.message import H_TRACEPARENT, Emission, Headers, pack, unpack, unpack_delivery
-from factmesh.postgres import Connection, Pool, Record, load_sql
+from factmesh.postgres import Connection, Pool, Record, is_transient, load_sql
 from factmesh.registry import Registry
 from factmesh.topics import COMMAND_NOTIFIER, topic_of
 from factmesh_quarantine import messages
@@ -33,6 +33,7 @@ SQL = load_sql(__file__, "acts.sql")
 TRIES_MAX = 20
 """Losing a race for a number this often means something else is wrong."""
 PUBLISH_BATCH_MAX = 200
+TRIES_MAX = 5
 
 PublishAll = Callable[[Sequence[Emission]], Awaitable[None]]
 
@@ -293,19 +294,37 @@ class Acts:
 
     async def publish_act(self, act: int, now: Callable[[], datetime]) -> bool:
         """Publish one act that is due; False when another does so at this moment, or did."""
-        async with self.pool.acquire() as conn, conn.transaction():
-            row = await conn.fetchrow(SQL.take, act)
-            return await self._publish_rows(conn, [row] if row is not None else [], now) == 1
+
+        async def once() -> int:
+            async with self.pool.acquire() as conn, conn.transaction():
+                row = await conn.fetchrow(SQL.take, act)
+                return await self._publish_rows(conn, [row] if row is not None else [], now)
+
+        return await self._again(once) == 1
 
     async def publish_due(self, before: datetime, now: Callable[[], datetime]) -> int:
         """Publish what was raised before that instant and is not published: under the same numbers, the same bytes."""
         total = 0
-        while True:
+
+        async def once() -> int:
             async with self.pool.acquire() as conn, conn.transaction():
-                rows = await conn.fetch(SQL.due, before, PUBLISH_BATCH_MAX)
-                total += await self._publish_rows(conn, rows, now)
-            if len(rows) < PUBLISH_BATCH_MAX:
+                return await self._publish_rows(conn, await conn.fetch(SQL.due, before, PUBLISH_BATCH_MAX), now)
+
+        while True:
+            n = await self._again(once)
+            total += n
+            if n < PUBLISH_BATCH_MAX:
                 return total
+
+    async def _again(self, once: Callable[[], Awaitable[int]]) -> int:
+        """Over a deadlock with the filing of a record at this moment: the same bytes under the same number go out."""
+        for tries_left in range(TRIES_MAX - 1, -1, -1):
+            try:
+                return await once()
+            except Exception as error:
+                if not tries_left or not is_transient(error):
+                    raise
+        raise AssertionError("unreachable: the last try returns or raises")
 
     async def _publish_rows(self, conn: Connection, rows: Sequence[Any], now: Callable[[], datetime]) -> int:
         if not rows:
