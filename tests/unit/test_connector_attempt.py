@@ -102,7 +102,7 @@ def test_a_success_is_told_with_what_the_settlement_needs() -> None:
     assert (settlement.state, settlement.death) == ("done", None)
     told = outcome(settlement)
     assert (told["outcome"], told["epoch"], json.loads(told["output"])) == ("done", 7, {"did": 1})
-    assert settlement.publish[0].id == ids.message_id("connector", f"id:{COMMAND}", 7, 0, to_ms(NOW))
+    assert settlement.publish[0].id == ids.message_id("connector", f"result:{COMMAND}", 7, 0, to_ms(NOW))
     assert [(c.what, c.ended) for c in settlement.save.calls] == [("call", "done")]
 
 

@@ -154,6 +154,10 @@ def test_whole_lives_keep_the_laws(
         then = follow.before(operation, history, now, refused)
         if then.move is Move.ASK:
             found = answers[step % len(answers)]
+            if found is Found.ABSENT_TOO_EARLY and now >= follow.counts_from(
+                operation.in_flight_max_s, history.ended_at, now
+            ):
+                found = Found.ABSENT  # as an attempt tells the two apart: by the instant at which it asked
             asks = history.asks + 1 if found is Found.NO_ANSWER else 0
             first = now if asks == 1 else history.first_ask_at
             history = history.model_copy(update={"asks": asks, "first_ask_at": first})
