@@ -5,8 +5,9 @@ The only place with its SQL; the loop around it is `claim_loop`, what the rows m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from factmesh.effects import Amend, Schedule, Unschedule
@@ -30,6 +31,7 @@ class Claimed:
         claimed_at: when, by PostgreSQL's clock, which judges leases.
         lease_ends: when to stop, in this process's monotonic seconds, counted from before the claim was sent.
         last_lease_ended_at: when the lease before this one ended, settled or lost.
+        hand: the `Schedule`'s, where this process has just written the row that it starts; None on every other.
     """
 
     id: UUID
@@ -44,6 +46,7 @@ class Claimed:
     lease_ends: float
     last_lease_ended_at: datetime | None = None
     tag: UUID | None = None
+    hand: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +115,12 @@ async def start(conn: Connection, rows: Sequence[Schedule], lease_s: Callable[[s
             [r.payload for r in of_kind],
             lease_s(kind),
         )
-        out += [claimed(row, False, 0.0) for row in got]
+        hands = {r.id: r.hand for r in of_kind}
+        out += [claimed(row, False, 0.0, hands.get(row["id"])) for row in got]
     return out
 
 
-def claimed(row: Record, interrupted: bool, lease_ends: float) -> Claimed:
+def claimed(row: Record, interrupted: bool, lease_ends: float, hand: Any = None) -> Claimed:
     """A returned row as the loop hands it to its worker."""
     return Claimed(
         row["id"],
@@ -131,6 +135,7 @@ def claimed(row: Record, interrupted: bool, lease_ends: float) -> Claimed:
         lease_ends,
         row["lease_ended_at"],
         row["tag"],
+        hand,
     )
 
 

@@ -44,6 +44,8 @@ class Schedule:
         payload: what to do, opaque to the loop.
         start_now: insert it already claimed by this process, which begins right after the commit.
         tag: what a `Unschedule` or an operator finds it by (an instance id), or None.
+        hand: what `payload` says, ready for use: given to the attempt where this very process starts it. It is never
+            stored, so work must do the same with it as without.
     """
 
     kind: str
@@ -52,6 +54,7 @@ class Schedule:
     due_at: datetime | None = None
     start_now: bool = False
     tag: UUID | None = None
+    hand: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
