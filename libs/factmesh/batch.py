@@ -46,6 +46,10 @@ class SplitBatch(Exception):
     """These deliveries cannot be judged together; the loop halves the batch."""
 
 
+class Disturbed(Exception):
+    """Not every message of a projection's batch is plainly to be applied: the ledger must judge and record it."""
+
+
 @dataclass(frozen=True)
 class Runner(Generic[S]):
     """Everything that handling one batch of one handler needs."""
@@ -120,10 +124,16 @@ class Runner(Generic[S]):
     # --- the transaction ---------------------------------------------------------------------------------------------
 
     def may_be_fast(self, items: Sequence[Item]) -> bool:
-        return all(i.simple for i in items) and len({i.root.text for i in items}) == len(items)
+        if not all(i.simple for i in items):
+            return False
+        if self.handler.projection:
+            return all(i.root.id is not None for i in items)  # what has a row is found by its id
+        return len({i.root.text for i in items}) == len(items)
 
     async def fast(self, conn: Connection, items: Sequence[Item], now: datetime) -> Outcome:
         """All are taken for fresh; an id that is there raises a unique violation, and nothing of the batch stays."""
+        if self.handler.projection:
+            return await self._project(conn, items, now)
         strange: dict[str, UUID] = {}
         for item in items:
             item.ledger_id = ledger.candidate_id(item.root, now)
@@ -133,6 +143,19 @@ class Runner(Generic[S]):
         outcome = await self._handle(conn, items, now)
         await ledger.insert(conn, [self._row(i) for i in items])
         return outcome
+
+    async def _project(self, conn: Connection, items: Sequence[Item], now: datetime) -> Outcome:
+        """A projection's batch without a ledger row: a repeat or a late message changes nothing by its own guard.
+
+        Raises Disturbed where one has a row already (it died, or was handled beside one that did), or asks for more
+        than the change of its object: a death, a discard, an effect, a note.
+        """
+        wanted = [i.root.id for i in items if i.root.id is not None]
+        if await ledger.has_any(conn, wanted):
+            raise Disturbed
+        for item, id_ in zip(items, wanted, strict=True):
+            item.ledger_id = id_
+        return await self._handle(conn, items, now, plain_only=True)
 
     async def slow(self, conn: Connection, items: Sequence[Item], now: datetime) -> Outcome:
         """Claim first, then judge, then handle what is to be handled: repeats, openings, poison and conflicts."""
@@ -239,7 +262,9 @@ class Runner(Generic[S]):
 
     # --- deciding ----------------------------------------------------------------------------------------------------
 
-    async def _handle(self, conn: Connection, items: Sequence[Item], now: datetime) -> Outcome:
+    async def _handle(
+        self, conn: Connection, items: Sequence[Item], now: datetime, *, plain_only: bool = False
+    ) -> Outcome:
         alive: list[tuple[Item, Message]] = []
         for item in items:
             assert item.ledger_id is not None
@@ -259,6 +284,8 @@ class Runner(Generic[S]):
         asked = _Asked()
         states = await self.handler.load(conn, [m for _, m in alive], now) if alive else {}
         changes = self._fold(alive, states, now, asked)
+        if plain_only and (asked.rows or asked.marks or not all(i.plain for i in items)):
+            raise Disturbed
         if changes:
             await self.handler.save(conn, changes)
         for item in items:

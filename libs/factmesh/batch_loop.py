@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from factmesh import dlq, ledger
-from factmesh.batch import Runner, SplitBatch, is_conflict
+from factmesh.batch import Disturbed, Runner, SplitBatch, is_conflict
 from factmesh.claim_loop import ClaimRuntime
 from factmesh.clock import Clock
 from factmesh.errors import ErrorClass, FactmeshError, class_of
@@ -298,6 +298,8 @@ class BatchLoop:
         if self._runner.may_be_fast(items):
             try:
                 return await self._commit_batch(items, fast=True)
+            except Disturbed:
+                self._metrics.inc("factmesh_batch_retries_total", self.label, "disturbed")
             except Exception as failure:
                 if not is_unique_violation(failure):
                     raise

@@ -47,7 +47,11 @@ class Handler(Generic[S]):
 
     `load` must lock what it loads: safety comes from the row lock on the business object, not from the partition.
     `decide` is pure; a `FactmeshError` from it kills its message only. `dead` is told, inside the transaction, of
-    what died. `dead_letters` False makes a handler whose dead messages block instead (there is no DLQ of a DLQ).
+    what died.
+
+    `projection` True promises that `save` guards each row by a number that the messages carry (`instance_seq`), so
+    that one which comes again or late changes nothing. Then a message that is applied and asks for nothing else leaves
+    no ledger row; one that dies, is opened, is discarded or has effects is handled and recorded as ever.
     """
 
     topics: Callable[[], Sequence[str]]
@@ -61,6 +65,7 @@ class Handler(Generic[S]):
     identify: Callable[[Delivery], Root | None] = lambda _delivery: None
     dead: Callable[[Connection, Sequence[Dead]], Awaitable[None]] | None = None
     schema_id: Callable[[Delivery], int | None] = lambda _delivery: None
+    projection: bool = False
 
 
 @dataclass(slots=True)
@@ -88,6 +93,11 @@ class Item:
     def simple(self) -> bool:
         """Whether the fast path may try it: an undisturbed first sight."""
         return self.opening == 0 and self.error is None and not self.beside
+
+    @property
+    def plain(self) -> bool:
+        """Whether its decision changed its object, and nothing else is to be told of it."""
+        return self.disposition == "done" and self.error is None and not self.emissions and self.note is None
 
     @property
     def order(self) -> tuple[str, int, int]:

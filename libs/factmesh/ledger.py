@@ -118,6 +118,11 @@ async def insert(conn: Connection, rows: Sequence[Row]) -> None:
         await conn.execute(SQL.insert_rows, *_columns(rows))
 
 
+async def has_any(conn: Connection, wanted: Sequence[UUID]) -> bool:
+    """Whether one of these ids has a row."""
+    return bool(await conn.fetchval(SQL.has_any, wanted))
+
+
 async def resolve(conn: Connection, roots: Iterable[Root], now: datetime) -> dict[str, UUID]:
     """Slow path: the ledger id of each root by its text, entering those that the gate does not know yet."""
     known: dict[str, UUID] = {}

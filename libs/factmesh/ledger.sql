@@ -45,6 +45,10 @@ SELECT r.* FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[], $5::te
                      $15::text[], $16::text[], $17::text[], $18::bytea[], $19::bytea[]) AS r
  ORDER BY 1;
 
+-- name: has_any
+-- A projection's fast path: whether one of the ids was recorded, so that the slow path must judge it.
+SELECT EXISTS (SELECT 1 FROM ledger WHERE id = ANY ($1::uuid[]));
+
 -- name: finish_rows
 -- Slow path: what became of the rows that this transaction claimed or opened; opening 0's body hash stays for ever.
 UPDATE ledger l

@@ -64,6 +64,30 @@ async def save(conn: Connection, changes: Sequence[Change[int]]) -> None:
     await conn.execute(SQL.save, [c.key for c in changes], [c.after for c in changes], texts)
 
 
+def projection(decide: Callable[..., tuple[None, Sequence[Effect]]] | None = None) -> dict[str, Any]:
+    """The toy as a projection: `service(**projection())`. A message's number is its body's `seq`."""
+
+    async def load_nothing(_conn: Connection, _messages: Sequence[Message], _now: datetime) -> Mapping[str, None]:
+        return {}
+
+    async def see(conn: Connection, changes: Sequence[Change[None]]) -> None:
+        highest: dict[str, tuple[int, str]] = {}
+        for message in (m for c in changes for m, _ in c.steps):
+            body = json.loads(message["body"])
+            seen = (body.get("seq", 0), body.get("text", ""))
+            highest[key(message)] = max(seen, highest.get(key(message), seen))
+        await conn.execute(SQL.see, list(highest), [n for n, _ in highest.values()], [t for _, t in highest.values()])
+
+    return {"projection": True, "load": load_nothing, "key": lambda _m: "", "save": see, "initial": lambda _m: None,
+            "decide": decide or decide_projection}  # fmt: skip
+
+
+def decide_projection(state: None, message: Message, now: datetime) -> tuple[None, Sequence[Effect]]:
+    if json.loads(message["body"])["do"] == "see":
+        return None, ()
+    return None, decide(0, message, now)[1]
+
+
 @dataclass
 class Toil:
     """The claim kind's work, as a test wants it."""

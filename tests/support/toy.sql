@@ -14,3 +14,8 @@ UPDATE thing t SET n = s.n, last = s.last FROM unnest($1::text[], $2::integer[],
 -- name: rows
 -- For assertions.
 SELECT key, n FROM thing;
+
+-- name: see
+-- A projection's save: a row with a higher number than the message's stays as it is.
+INSERT INTO thing AS t (key, n, last) SELECT s.* FROM unnest($1::text[], $2::integer[], $3::text[]) AS s (key, n, last)
+ ORDER BY 1 ON CONFLICT (key) DO UPDATE SET n = excluded.n, last = excluded.last WHERE excluded.n > t.n;

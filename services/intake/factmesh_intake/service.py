@@ -105,6 +105,7 @@ def _status(records: Records, topic: str) -> Handler[None]:
         save=store.save_status,
         initial=lambda message: None,
         schema_id=records.needs_schema,
+        projection=True,
     )
 
 
