@@ -113,7 +113,8 @@ async def quiet(look: Books, *, instances: int = 0, timeout_s: float) -> None:
     stuck = [dict(r) for r in await look.fetch("orchestrator", SQL.stuck)]
     tails = "\n".join(f"--- {m.name}\n{m.tail(6)}" for m in look.mesh.members.values() if m.name != "sandbox")
     behind = await backlog(look.mesh)
-    raise AssertionError(f"not quiet within {timeout_s:g} s: {state}, behind: {behind}, moving: {stuck}\n{tails}")
+    # What it waited for comes last: of a long text only the end is shown by those who shorten it.
+    raise AssertionError(f"{tails}\nnot quiet within {timeout_s:g} s: {state}, behind: {behind}, moving: {stuck}")
 
 
 async def moving(look: Books) -> dict[str, Any]:
