@@ -137,6 +137,11 @@ class Hop:
         self._span = span
         self.traceparent = format_traceparent(span.get_span_context())
 
+    @property
+    def recording(self) -> bool:
+        """Whether there is a span: where not, what would be noted need not be put together."""
+        return self._span is not None
+
     def note(self, **attributes: Any) -> None:
         """Attributes known only later."""
         if self._span is not None:
