@@ -5,12 +5,13 @@ No expression language lives here; `factmesh.expressions` implements the protoco
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from factmesh.document import Json, Path, path_text
 from factmesh.errors import ExpressionError
+
+Evaluate = Callable[[Mapping[str, Json]], Json]
 
 _WHOLE = re.compile(r"\s*\$\{(.*)\}\s*", re.DOTALL)
 
@@ -68,25 +69,14 @@ def expressions_of(node: Json, path: Path = ()) -> Iterator[tuple[Path, str]]:
             yield from expressions_of(value, (*path, index))
 
 
-@dataclass(frozen=True, slots=True)
 class Template:
     """JSON-plain data in which some scalars are programs. Constants pass as they are, evaluated values too."""
 
-    node: Json
+    __slots__ = ("evaluate",)
 
-    def evaluate(self, values: Mapping[str, Json]) -> Json:
-        """The data with every program replaced by its value."""
-        return _evaluate(self.node, values)
-
-
-class _Compiled:
-    """A program as a leaf of a template; a class of its own, so that no datum can be taken for one."""
-
-    __slots__ = ("path", "program")
-
-    def __init__(self, program: Program, path: Path) -> None:
-        self.program = program
-        self.path = path
+    def __init__(self, evaluate: Evaluate) -> None:
+        self.evaluate = evaluate
+        """The data with every program replaced by its value, over the values given. Raises ExpressionError."""
 
 
 def compile_template(node: Json, expressions: Expressions, variables: frozenset[str]) -> Template:
@@ -94,31 +84,41 @@ def compile_template(node: Json, expressions: Expressions, variables: frozenset[
     return Template(_compile(node, expressions, variables, ()))
 
 
-def _compile(node: Json, expressions: Expressions, variables: frozenset[str], path: Path) -> Json:
+def _compile(node: Json, expressions: Expressions, variables: frozenset[str], path: Path) -> Evaluate:
     if isinstance(node, str):
         try:
             text = expression_in(node)
-            return node if text is None else _Compiled(expressions.compile(text, variables), path)
+            return _constant(node) if text is None else _program(expressions.compile(text, variables), path)
         except ExpressionError as error:
             raise _at(error, path) from None
     if isinstance(node, Mapping):
-        return {key: _compile(value, expressions, variables, (*path, key)) for key, value in node.items()}
+        return _map({key: _compile(value, expressions, variables, (*path, key)) for key, value in node.items()})
     if isinstance(node, list | tuple):
-        return [_compile(value, expressions, variables, (*path, i)) for i, value in enumerate(node)]
-    return node
+        return _list([_compile(value, expressions, variables, (*path, i)) for i, value in enumerate(node)])
+    return _constant(node)
 
 
-def _evaluate(node: Json, values: Mapping[str, Json]) -> Json:
-    if isinstance(node, _Compiled):
+def _constant(value: Json) -> Evaluate:
+    return lambda _values: value
+
+
+def _program(program: Program, path: Path) -> Evaluate:
+    def evaluate(values: Mapping[str, Json]) -> Json:
         try:
-            return node.program.evaluate(values)
+            return program.evaluate(values)
         except ExpressionError as error:
-            raise _at(error, node.path) from None
-    if isinstance(node, dict):
-        return {key: _evaluate(value, values) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_evaluate(value, values) for value in node]
-    return node
+            raise _at(error, path) from None
+
+    return evaluate
+
+
+def _map(items: Mapping[str, Evaluate]) -> Evaluate:
+    pairs = tuple(items.items())
+    return lambda values: {key: of(values) for key, of in pairs}
+
+
+def _list(items: Sequence[Evaluate]) -> Evaluate:
+    return lambda values: [of(values) for of in items]
 
 
 def _at(error: ExpressionError, path: Path) -> ExpressionError:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any
 
@@ -21,6 +21,7 @@ from cel_expr_python import cel
 from factmesh.document import Json
 from factmesh.errors import ExpressionError
 from factmesh.evaluation import Expressions, Program, compile_template, expression_in
+from factmesh.literals import NOT_PLAIN, Bounds, plain_of
 
 __all__ = [
     "CelExpressions",
@@ -46,7 +47,6 @@ programs_max = 4_096
 environments_max = 256
 
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*(\.[a-zA-Z_][a-zA-Z0-9_]*)?")
-_SELECTION = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*(\.[a-zA-Z_][a-zA-Z0-9_]*)+")
 _LITERAL = re.compile(r"\"(\\.|[^\"\\])*\"|'(\\.|[^'\\])*'", re.DOTALL)
 _UNDECLARED = re.compile(r"undeclared reference to '([^']+)'")
 _MISSING_KEY = re.compile(r'Key not found in map : "(.*)"', re.DOTALL)
@@ -56,31 +56,22 @@ _PLAIN_TYPES = frozenset({"BOOL", "INT", "DOUBLE", "STRING", "NULL", "UINT"})
 _KINDS = {"int64": "int", "uint64": "uint", "null_type": "null"}
 
 
-class Scope(Mapping[str, Json]):
+class Scope(dict[str, Json]):
     """Values for the expressions of one step; CEL's own form of them is made at most once a set of declared members."""
 
-    __slots__ = ("_activate", "_activations", "_values")
+    __slots__ = ("_activate", "_activations")
 
     def __init__(self, values: Mapping[str, Json], activate: Callable[[dict[str, Json]], Any]) -> None:
-        self._values = values
+        super().__init__(values)
         self._activate = activate
         self._activations: dict[frozenset[str], Any] = {}
-
-    def __getitem__(self, name: str) -> Json:
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
 
     def activation(self, owners: frozenset[str]) -> Any:
         """CEL's form of the values, in which each member of an owner (`steps`) is a variable (`steps.verify`)."""
         found = self._activations.get(owners)
         if found is None:
             flat: dict[str, Json] = {}
-            for name, value in self._values.items():
+            for name, value in self.items():
                 if name not in owners:
                     flat[name] = value
                 elif isinstance(value, Mapping):
@@ -90,21 +81,14 @@ class Scope(Mapping[str, Json]):
         return found
 
 
-class _NotPlain:
-    """Stands for `CEL has to say`; no datum can be taken for it."""
-
-
-_NOT_PLAIN = _NotPlain()
-
-
 class CelProgram:
     """A compiled expression; made by `CelExpressions.compile`.
 
-    Most expressions only select a field (`input.id`). One whose value is there and is plain gets it without CEL's own
-    form of the whole scope, which was an eighth of the orchestrator's time; everything else is CEL's to judge and word.
+    Most expressions only select fields, or spell out a map of such (`factmesh.literals`): where every value is there
+    and plain, CEL's own form of the whole scope is not made; everything else is CEL's to judge and word.
     """
 
-    __slots__ = ("_expression", "_owners", "_path", "_scope", "text")
+    __slots__ = ("_expression", "_owners", "_plain", "_scope", "text")
 
     def __init__(
         self, text: str, expression: Any, owners: frozenset[str], scope: Callable[[Mapping[str, Json]], Scope]
@@ -113,14 +97,14 @@ class CelProgram:
         self._expression = expression
         self._owners = owners
         self._scope = scope
-        self._path = tuple(text.split(".")) if _SELECTION.fullmatch(text) else ()
+        self._plain = plain_of(text, Bounds(result_nodes_max, result_chars_max, result_depth_max))
 
     def evaluate(self, values: Mapping[str, Json]) -> Json:
         """The value over `values` (a Scope to share their conversion). Raises ExpressionError."""
-        if self._path:
-            selected = _selected(self._path, values)
-            if not isinstance(selected, _NotPlain):
-                return selected
+        if self._plain is not None:
+            plain = self._plain(values)
+            if plain is not NOT_PLAIN:
+                return plain
         scope = values if isinstance(values, Scope) else self._scope(values)
         try:
             value = self._expression.eval(scope.activation(self._owners))
@@ -268,25 +252,6 @@ def _refuse_nul(values: Json) -> None:
             rest.extend(value.values())
         elif isinstance(value, list | tuple):
             rest.extend(value)
-
-
-def _selected(path: tuple[str, ...], values: Mapping[str, Json]) -> Json | _NotPlain:
-    """The scalar at a path, where CEL would plainly give the same; else CEL is asked."""
-    here: Json = values.get(path[0])
-    for name in path[1:]:
-        if type(here) is not dict or name not in here:
-            return _NOT_PLAIN
-        here = here[name]
-    kind = type(here)
-    if kind is str:
-        if not here.isascii() or "\x00" in here or len(here) > result_chars_max:
-            return _NOT_PLAIN
-    elif kind is int:
-        if not -(1 << 63) <= here < 1 << 63:
-            return _NOT_PLAIN
-    elif kind is not bool:
-        return _NOT_PLAIN
-    return here
 
 
 def _finite(text: str, plain: Json) -> Json:

@@ -131,7 +131,7 @@ class CompiledWorkflow:
 def compile_workflow(workflow: Workflow, expressions: Expressions) -> CompiledWorkflow:
     """Compile every expression of every reachable step. Raises WorkflowError with all that do not compile."""
     problems: list[Problem] = []
-    input_template = Template(None)
+    input_template = compile_template(None, expressions, frozenset())
     try:
         input_template = compile_template(workflow.input_from, expressions, INPUT_VARIABLES)
     except ExpressionError as error:
