@@ -12,9 +12,11 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Context, Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
+from factmesh import avro_json_fast as fast
 from factmesh.avro import Schema
 from factmesh.avro_strict import INT_MAX, INT_MIN, LONG_MAX, LONG_MIN
 from factmesh.errors import ValidationError
@@ -269,9 +271,23 @@ def validate(schema: Schema, value: Any, where: str = "") -> dict[str, Any]:
 
     Logical types may come as text (instants with an offset, dates, decimals, UUIDs) or as Avro's own integer.
     """
+    try:
+        return _compiled(schema)[0](value)  # type: ignore[no-any-return]
+    except fast.NOT_PLAIN:
+        pass  # below it is judged again, and what is wrong gets its words
     record = _Reader(where or schema.label, schema.named).read(schema.source, value, "")
     schema.check(record, where)
     return record  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=1_024)  # schemas in use at once; each is compiled in a millisecond
+def _compiled(schema: Schema) -> tuple[fast.Convert, fast.Convert]:
+    named = schema.named
+    reader = _Reader(schema.label, named)
+    read = fast.compile_reader(schema.source, named, lambda node, value: reader.read(node, value, ""))
+    write = fast.compile_writer(schema.source, named, lambda node, value: _plain(node, value, "", named, ""))
+    assert write is not None  # a schema is a record
+    return read, write
 
 
 # ── and back ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -282,6 +298,10 @@ def to_json(schema: Schema, record: Mapping[str, Any], where: str = "") -> dict[
 
     Raises ValidationError for an instant outside the years 1 to 9999, naming the field.
     """
+    try:
+        return _compiled(schema)[1](record)  # type: ignore[no-any-return]
+    except fast.NOT_PLAIN:
+        pass
     out = _plain(schema.source, record, "", schema.named, where or schema.label)
     return out  # type: ignore[no-any-return]
 

@@ -9,6 +9,8 @@ import math
 from codecs import BOM_UTF8 as BOM
 from typing import Any
 
+import orjson
+
 from factmesh.errors import DecodeError
 
 DEPTH_MAX = 32
@@ -19,6 +21,41 @@ NUMBER_CHARS_MAX = 40
 
 def parse(raw: bytes, *, where: str = "") -> Any:
     """The value of one JSON text. Raises DecodeError saying what is wrong and where in the text, never quoting it."""
+    if b"\\" not in raw:
+        try:
+            value = orjson.loads(raw)
+            if _colons(value, DEPTH_MAX) == raw.count(b":"):
+                return value
+        except (orjson.JSONDecodeError, _Unsure):
+            pass
+    return _strictly(raw, where)
+
+
+class _Unsure(Exception):
+    """Only the strict parser can tell whether this may enter."""
+
+
+def _colons(value: Any, depth_left: int) -> int:
+    """How many colons the text of this value has, if it has no escapes: one a key, and those inside of texts.
+
+    A text with more of them repeats a key, which orjson does not tell. Floats are unsure: digits may be lost in them.
+    """
+    kind = type(value)
+    if kind is str:
+        return value.count(":")  # type: ignore[no-any-return]
+    if kind is int or value is None or kind is bool:
+        return 0
+    if kind is float or depth_left == 0:
+        raise _Unsure
+    if kind is list:
+        return sum([_colons(item, depth_left - 1) for item in value])
+    found = len(value)
+    for key, item in value.items():
+        found += key.count(":") + (item.count(":") if type(item) is str else _colons(item, depth_left - 1))
+    return found
+
+
+def _strictly(raw: bytes, where: str) -> Any:
     if raw.startswith(BOM):
         raise DecodeError(
             "the JSON begins with a byte order mark, which is no JSON", where=where, hint="save it as UTF-8 without BOM"
