@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -22,7 +23,7 @@ from factmesh.message import Delivery, pack_delivery, to_ms
 from factmesh.metrics import Metrics
 from factmesh.retry import RetryPolicy
 from factmesh_connector.attempt import Attempts
-from factmesh_connector.model import History, Operation, Strategy, Task, pack_task
+from factmesh_connector.model import Hand, History, Operation, Strategy, Task, pack_task, unpack_task
 from factmesh_connector.protocol import CallContext, CallFailed
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -73,9 +74,9 @@ def fails(error: Exception) -> Does:
 
 def row(attempts: int = 1, progress: bytes | None = None, **more: Any) -> Claimed:
     task = Task(
-        command_id=COMMAND, connector="odd", operation=more.pop("operation", "do"), input='{"id": 1}',
-        idempotency_key=COMMAND, correlation_id="c", actor="a", business_object_type="t", business_object_id="o",
-        instance_id=COMMAND, instance_seq=1, step="s", workflow="w", in_flight_max_s=60, root=f"id:{COMMAND}",
+        command_id=str(COMMAND), connector="odd", operation=more.pop("operation", "do"), input='{"id": 1}',
+        idempotency_key=str(COMMAND), correlation_id="c", actor="a", business_object_type="t", business_object_id="o",
+        instance_id=str(COMMAND), instance_seq=1, step="s", workflow="w", in_flight_max_s=60, root=f"id:{COMMAND}",
         deadline=more.pop("deadline", None), retry=RetryPolicy(attempts_max=3),
     )  # fmt: skip
     values: dict[str, Any] = {
@@ -104,6 +105,20 @@ def test_a_success_is_told_with_what_the_settlement_needs() -> None:
     assert (told["outcome"], told["epoch"], json.loads(told["output"])) == ("done", 7, {"did": 1})
     assert settlement.publish[0].id == ids.message_id("connector", f"result:{COMMAND}", 7, 0, to_ms(NOW))
     assert [(c.what, c.ended) for c in settlement.save.calls] == [("call", "done")]
+
+
+@pytest.mark.parametrize("does", [gives({"did": 1}), fails(CallFailed("gone", ErrorClass.AMBIGUOUS))])
+def test_what_is_handed_on_in_memory_changes_nothing(does: Does) -> None:
+    """B2: the attempt of the process that wrote the row ends as it would from the table."""
+    claimed = row()
+    task, _ = unpack_task(claimed.payload)
+    for strategy in Strategy:
+        handed = replace(claimed, hand=Hand(task, json.loads(task.input)))
+        one, other = (work(Scripted(strategy, does), r) for r in (handed, claimed))
+        assert replace(one, death=None) == replace(other, death=None)
+        assert (one.death is None) == (other.death is None)
+        if one.death is not None and other.death is not None:
+            assert (str(one.death.error), one.death.original) == (str(other.death.error), other.death.original)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_a_question_is_asked_although_deadline_and_attempts_are_over() -> None:
     history = History(calls=1, first_attempt_at=NOW)
     then = follow.after_call(operation, policy, history, ErrorClass.AMBIGUOUS, NOW, id_=ID, deadline=NOW)
     assert (then.move, then.stopped is not None) == (Move.WAIT, True)
-    tainted = history.model_copy(update={"ambiguous_since": NOW, "ended_at": NOW, "stopped": then.stopped})
+    tainted = history._replace(ambiguous_since=NOW, ended_at=NOW, stopped=then.stopped)
     assert follow.before(operation, tainted, NOW, "the deadline has passed").move is Move.ASK
 
 
@@ -160,26 +160,22 @@ def test_whole_lives_keep_the_laws(
                 found = Found.ABSENT  # as an attempt tells the two apart: by the instant at which it asked
             asks = history.asks + 1 if found is Found.NO_ANSWER else 0
             first = now if asks == 1 else history.first_ask_at
-            history = history.model_copy(update={"asks": asks, "first_ask_at": first})
+            history = history._replace(asks=asks, first_ask_at=first)
             then = follow.after_ask(operation, policy, history, found, None, now, id_=ID, refused=refused)
             if found is Found.ABSENT:
                 maybe_worked = 0
-                history = history.model_copy(update={"ambiguous_since": None, "ended_at": None})
+                history = history._replace(ambiguous_since=None, ended_at=None)
         if then.move is Move.CALL:
             sent += 1
             sent_after_maybe += 1 if maybe_worked else 0
             end = ErrorClass.AMBIGUOUS if step in cut_off else ends[step % len(ends)]
-            before = history.model_copy(
-                update={"calls": history.calls + 1, "first_attempt_at": history.first_attempt_at or now}
-            )
+            before = history._replace(calls=history.calls + 1, first_attempt_at=history.first_attempt_at or now)
             then = follow.after_call(operation, policy, before, end, now, id_=ID, deadline=deadline)
             history = before
             if follow.answer_of(end) is Answer.MAYBE:
                 maybe_worked += 1
-                history = history.model_copy(
-                    update={"ambiguous_since": history.ambiguous_since or now, "ended_at": now}
-                )
-        history = history.model_copy(update={"stopped": then.stopped or history.stopped})
+                history = history._replace(ambiguous_since=history.ambiguous_since or now, ended_at=now)
+        history = history._replace(stopped=then.stopped or history.stopped)
         if then.move in ENDS:
             break
         assert then.move is Move.WAIT

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -24,7 +24,7 @@ from factmesh.telemetry import Hop
 from factmesh_connector import follow
 from factmesh_connector.decide import result_id
 from factmesh_connector.follow import Found, Move, Next
-from factmesh_connector.model import Call, History, Operation, Strategy, Task, result_body, unpack_task
+from factmesh_connector.model import Call, Hand, History, Operation, Strategy, Task, result_body, unpack_task
 from factmesh_connector.protocol import CallContext, CallFailed, Connector
 
 log = structlog.get_logger("factmesh.connector")
@@ -32,6 +32,8 @@ log = structlog.get_logger("factmesh.connector")
 #: Between the end of a call and its settlement: the lease must still be ours then.
 SETTLE_MARGIN_S = 5.0
 DONE = "done"
+#: Not orjson: that takes instants and UUIDs for JSON, and NaN for null, where a plug-in's mistake must be seen.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 class LeaseTooShort(TransientError):
@@ -51,9 +53,8 @@ class CommandUnknown(FactmeshError):
     reason = Reason.UNKNOWN
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """One call or question, for the table of calls: saved in the settlement's transaction."""
+class Made(NamedTuple):
+    """The calls and questions of an attempt, for the table of calls: saved in the settlement's transaction."""
 
     operation: str
     calls: tuple[Call, ...]
@@ -80,17 +81,15 @@ def accounted(history: History, row: Claimed, lease_s: float) -> History:
     ended_at = row.last_lease_ended_at or row.claimed_at
     began_at = ended_at - timedelta(seconds=lease_s) if lost <= 1 else row.created_at
     since = began_at if history.ambiguous_since is None else min(began_at, history.ambiguous_since)
-    return history.model_copy(
-        update={
-            "settled": row.attempts - 1,
-            "calls": history.calls + max(1, lost),
-            "first_attempt_at": history.first_attempt_at or began_at,
-            "first_failed_at": history.first_failed_at or ended_at,
-            "ambiguous_since": since,
-            "ended_at": ended_at,
-            "error_class": ErrorClass.AMBIGUOUS,
-            "error_message": "an attempt was cut off before its outcome was recorded",
-        }
+    return history._replace(
+        settled=row.attempts - 1,
+        calls=history.calls + max(1, lost),
+        first_attempt_at=history.first_attempt_at or began_at,
+        first_failed_at=history.first_failed_at or ended_at,
+        ambiguous_since=since,
+        ended_at=ended_at,
+        error_class=ErrorClass.AMBIGUOUS,
+        error_message="an attempt was cut off before its outcome was recorded",
     )
 
 
@@ -100,14 +99,14 @@ class _Attempt:
 
     row: Claimed
     task: Task
-    delivery: bytes
+    input: dict[str, Any]
     connector: Connector
     operation: Operation
     policy: RetryPolicy
     #: When the claim was sent, in this process's monotonic seconds: from then on it carries PostgreSQL's clock on.
     #: That runs ahead by the claim's round trip at most: better than a retry before its `Retry-After`.
     began: float
-    traceparent: str | None = None
+    traceparent: str | None
     calls: list[Call] = field(default_factory=list)
 
 
@@ -124,25 +123,19 @@ class Attempts:
 
     async def work(self, row: Claimed) -> Settlement:
         """One attempt, from the claim to what is to be settled."""
-        task, delivery = unpack_task(row.payload)
+        task, input_ = row.hand or _in_hand(row.payload)
         connector = self._connectors[task.connector]
         declared = connector.operations.get(task.operation)
         # Gone from the file since the command was accepted: nothing may be called, and nothing known is forgotten.
         operation = declared or Operation(task.operation, Strategy.NONE, in_flight_max_s=task.in_flight_max_s)
         lease_s = self._leases_s[row.kind]
-        attempt = _Attempt(
-            row, task, delivery, connector, operation, task.retry or operation.retry, row.lease_ends - lease_s
-        )
+        began, policy = row.lease_ends - lease_s, task.retry or operation.retry
+        attempt = _Attempt(row, task, input_, connector, operation, policy, began, task.traceparent)
         history = accounted(History.from_bytes(row.progress), row, lease_s)
         now = self._now(attempt)
         gone = None if declared else f"operation {task.connector}.{task.operation} is not declared any more"
-        then = follow.before(operation, history, now, gone or admit(task, attempt.policy, history, now))
-        about = {
-            "factmesh.command_id": str(task.command_id),
-            "factmesh.instance_id": str(task.instance_id),
-            "factmesh.attempt": row.attempts,
-        }
-        with Hop(f"{task.connector}.{task.operation}", task.traceparent, "client", about) as hop:
+        then = follow.before(operation, history, now, gone or admit(task, policy, history, now))
+        with Hop(f"{task.connector}.{task.operation}", task.traceparent, "client") as hop:
             attempt.traceparent = hop.traceparent or task.traceparent
             try:
                 if then.move is Move.ASK:
@@ -152,11 +145,19 @@ class Attempts:
             except LeaseTooShort as error:
                 log.warning("connector.lease_too_short", **_ids(task), error=str(error))
                 then = Next(Move.WAIT, at=None)
-            hop.note(**{"factmesh.move": str(then.move)})
+            if hop.recording:
+                hop.note(
+                    **{
+                        "factmesh.command_id": task.command_id,
+                        "factmesh.instance_id": task.instance_id,
+                        "factmesh.attempt": row.attempts,
+                        "factmesh.move": str(then.move),
+                    }
+                )
         return self._settlement(attempt, history, then)
 
     def _now(self, attempt: _Attempt) -> datetime:
-        return attempt.row.claimed_at + timedelta(seconds=self._clock.monotonic() - attempt.began)
+        return attempt.row.claimed_at + timedelta(0, self._clock.monotonic() - attempt.began)
 
     def _context(self, attempt: _Attempt, timeout_s: float) -> CallContext:
         task, row = attempt.task, attempt.row
@@ -172,17 +173,15 @@ class Attempts:
                 )
 
         command = {
-            "idempotency_key": str(task.idempotency_key),
+            "idempotency_key": task.idempotency_key,
             "correlation_id": task.correlation_id,
             "business_object_type": task.business_object_type,
             "business_object_id": task.business_object_id,
-            "instance_id": str(task.instance_id),
+            "instance_id": task.instance_id,
             "workflow": task.workflow,
             "step": task.step,
         }
-        return CallContext(
-            str(task.idempotency_key), task.correlation_id, attempt.traceparent, command, covered
-        )
+        return CallContext(task.idempotency_key, task.correlation_id, attempt.traceparent, command, covered)
 
     # --- outside -----------------------------------------------------------------------------------------------------
 
@@ -195,34 +194,35 @@ class Attempts:
         output: bytes | None = None
         error: FactmeshError | None = None
         try:
-            output = _checked(operation, await attempt.connector.call(task.operation, json.loads(task.input), ctx))
+            output = _checked(operation, await attempt.connector.call(task.operation, attempt.input, ctx))
         except LeaseTooShort:
             raise
         except FactmeshError as failure:
             error = failure
         except Exception as bug:
             error = self._bug(attempt, bug)
-        history = self._note(attempt, history, "call", began_at, began, error)
-        now = self._now(attempt)
-        history = history.model_copy(
-            update={"calls": history.calls + 1, "first_attempt_at": history.first_attempt_at or began_at}
+        call, now = self._note(attempt, "call", began_at, began, error), self._now(attempt)
+        history = history.with_call(
+            call, calls=history.calls + 1, first_attempt_at=history.first_attempt_at or began_at
         )
+        if error is not None:
+            history = history._replace(error_class=error.error_class, error_message=str(error))
         then = follow.after_call(
             operation,
             attempt.policy,
             history,
             error.error_class if error is not None else None,
             now,
-            id_=task.command_id,
+            id_=attempt.row.id,
             deadline=task.deadline,
             retry_after_s=getattr(error, "retry_after_s", None),
         )
         if error is None:
             return history, _with_output(then, output)
-        update: dict[str, Any] = {"first_failed_at": history.first_failed_at or now}
+        history = history._replace(first_failed_at=history.first_failed_at or now)
         if follow.answer_of(error.error_class) is follow.Answer.MAYBE:
-            update |= {"ambiguous_since": history.ambiguous_since or began_at, "ended_at": now}
-        return history.model_copy(update=update), then
+            history = history._replace(ambiguous_since=history.ambiguous_since or began_at, ended_at=now)
+        return history, then
 
     async def _ask(self, attempt: _Attempt, history: History) -> tuple[History, Next]:
         """The question whether an earlier call worked, and what follows it."""
@@ -248,11 +248,10 @@ class Attempts:
         except Exception as bug:
             error = self._bug(attempt, bug)
         # A failed question tells nothing of the calls: the error that people read stays the calls' own.
-        history = self._note(attempt, history, "ask", began_at, began, error, keep_error=True)
-        now = self._now(attempt)
+        call, now = self._note(attempt, "ask", began_at, began, error), self._now(attempt)
         asks = history.asks + 1 if found is Found.NO_ANSWER else 0
-        history = history.model_copy(
-            update={"asks": asks, "first_ask_at": (history.first_ask_at or began_at) if asks else None}
+        history = history.with_call(
+            call, asks=asks, first_ask_at=(history.first_ask_at or began_at) if asks else None
         )
         then = follow.after_ask(
             operation,
@@ -261,13 +260,13 @@ class Attempts:
             found,
             error.error_class if error is not None else None,
             now,
-            id_=task.command_id,
+            id_=attempt.row.id,
             refused=admit(task, attempt.policy, history, now),
             retry_after_s=getattr(error, "retry_after_s", None),
         )
         if found is Found.ABSENT:
             # Known now: none of the calls worked.
-            history = history.model_copy(update={"ambiguous_since": None, "ended_at": None})
+            history = history._replace(ambiguous_since=None, ended_at=None)
         return history, _with_output(then, output)
 
     def _bug(self, attempt: _Attempt, bug: Exception) -> FactmeshError:
@@ -281,76 +280,62 @@ class Attempts:
         )
 
     def _note(
-        self,
-        attempt: _Attempt,
-        history: History,
-        what: str,
-        began_at: datetime,
-        began: float,
-        error: FactmeshError | None,
-        *,
-        keep_error: bool = False,
-    ) -> History:
-        """Record a call with its duration (C7): in the row, the table of calls, the metrics and the log."""
+        self, attempt: _Attempt, what: str, began_at: datetime, began: float, error: FactmeshError | None
+    ) -> Call:
+        """Record a call with its duration (C7): in the table of calls and the metrics, a failed one in the log too."""
         task = attempt.task
         seconds = self._clock.monotonic() - began
         ended = DONE if error is None else str(error.error_class)
-        call = Call(at=began_at, ms=int(seconds * 1000), what=what, ended=ended)
+        call = Call(began_at, int(seconds * 1000), what, ended)
         attempt.calls.append(call)
         self._metrics.inc("factmesh_calls_total", task.connector, task.operation, ended)
         self._metrics.observe("factmesh_call_seconds", seconds, task.connector, task.operation)
-        log.info(
-            "connector.call",
-            **_ids(task),
-            what=what,
-            attempt=attempt.row.attempts,
-            ended=ended,
-            ms=call.ms,
-            error=error.message if error is not None else None,
-        )
-        history = history.with_call(call)
-        if error is None or keep_error:
-            return history
-        return history.model_copy(update={"error_class": error.error_class, "error_message": str(error)})
+        if error is not None:
+            log.info(
+                "connector.call",
+                **_ids(task),
+                what=what,
+                attempt=attempt.row.attempts,
+                ended=ended,
+                ms=call.ms,
+                error=error.message,
+            )
+        return call
 
     # --- settling ----------------------------------------------------------------------------------------------------
 
     def _settlement(self, attempt: _Attempt, history: History, then: Next) -> Settlement:
         task, row = attempt.task, attempt.row
         now = self._now(attempt)
-        history = history.model_copy(
-            update={"settled": row.attempts, "stopped": then.stopped or history.stopped}
-        )
         made = Made(f"{task.connector}.{task.operation}", tuple(attempt.calls))
+        if then.move is Move.DONE:
+            # Nothing follows that would ask for the history; the table of calls keeps it longer than the row is kept.
+            told = self._result(attempt, "done", history, now, then.output)
+            return Settlement(
+                "done", publish=(told,), cause=_record(task), traceparent=attempt.traceparent, save=made
+            )
+        history = history._replace(settled=row.attempts, stopped=then.stopped or history.stopped)
         if then.move is Move.WAIT:
             return Settlement("pending", due_at=then.at, progress=history.to_bytes(), save=made)
-        death: Death | None = None
-        publish: tuple[Publish, ...] = ()
-        if then.move is Move.DONE:
-            publish = (self._result(attempt, "done", history, now, then.output),)
-        else:
-            error = _ending(task, history, then)
-            history = history.model_copy(
-                update={
-                    "error_class": error.error_class,
-                    "error_message": error.message,
-                    "first_failed_at": history.first_failed_at or now,
-                }
-            )
-            if then.move is Move.FAILED:
-                publish = (self._result(attempt, "failed", history, now, None),)
-            death = Death(
-                original=unpack_delivery(attempt.delivery),
-                root=task.root,
-                error=error,
-                attempts=max(1, history.calls),
-                first_failed_at=history.first_failed_at or now,
-                record={**_record(task), "traceparent": attempt.traceparent},
-            )
+        error = _ending(task, history, then)
+        history = history._replace(
+            error_class=error.error_class,
+            error_message=error.message,
+            first_failed_at=history.first_failed_at or now,
+        )
+        death = Death(
+            original=unpack_delivery(unpack_task(row.payload)[1]),
+            root=task.root,
+            error=error,
+            attempts=max(1, history.calls),
+            first_failed_at=history.first_failed_at or now,
+            record={**_record(task), "traceparent": attempt.traceparent},
+        )
+        failed = then.move is Move.FAILED
         return Settlement(
             str(then.move),
             progress=history.to_bytes(),
-            publish=publish,
+            publish=(self._result(attempt, "failed", history, now, None),) if failed else (),
             cause=_record(task),
             traceparent=attempt.traceparent,
             death=death,
@@ -363,13 +348,17 @@ class Attempts:
         task, row = attempt.task, attempt.row
         body = result_body(task, outcome, row.epoch, history, at=now, output=output)
         body["actor"] = f"service:{task.connector}"
-        return Publish(
-            "result", "result", str(task.instance_id), body, id=result_id(task.command_id, row.epoch)
-        )
+        return Publish("result", "result", task.instance_id, body, id=result_id(row.id, row.epoch))
+
+
+def _in_hand(payload: bytes) -> Hand:
+    """The command of a row that was claimed from the table: one that waited, or that another process wrote."""
+    task, _ = unpack_task(payload)
+    return Hand(task, json.loads(task.input))
 
 
 def _with_output(then: Next, output: bytes | None) -> Next:
-    return Next(then.move, then.at, then.why, then.stopped, output) if then.move is Move.DONE else then
+    return then._replace(output=output) if then.move is Move.DONE else then
 
 
 def _checked(operation: Operation, output: Mapping[str, Any]) -> bytes:
@@ -377,7 +366,7 @@ def _checked(operation: Operation, output: Mapping[str, Any]) -> bytes:
     try:
         if not isinstance(output, Mapping):
             raise TypeError("not a mapping")
-        raw = json.dumps(dict(output), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        raw = _ENCODER.encode(dict(output)).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise CallFailed(
             f"the output of {operation.name} is not a JSON object ({type(error).__name__})",
@@ -411,8 +400,8 @@ def _ids(task: Task) -> dict[str, str]:
     """What every log line carries; never the input."""
     return {
         "correlation_id": task.correlation_id,
-        "instance_id": str(task.instance_id),
-        "message_id": str(task.command_id),
+        "instance_id": task.instance_id,
+        "message_id": task.command_id,
         "operation": f"{task.connector}.{task.operation}",
     }
 
@@ -420,12 +409,12 @@ def _ids(task: Task) -> dict[str, str]:
 def _record(task: Task) -> dict[str, Any]:
     """The command's fields that emissions inherit and diagnosis headers show."""
     return {
-        "command_id": str(task.command_id),
+        "command_id": task.command_id,
         "correlation_id": task.correlation_id,
         "actor": task.actor,
         "business_object_type": task.business_object_type,
         "business_object_id": task.business_object_id,
-        "instance_id": str(task.instance_id),
+        "instance_id": task.instance_id,
         "instance_seq": task.instance_seq,
         "step": task.step,
     }

@@ -5,12 +5,15 @@ Pure: what it needs of the world is in the state that `store.load` locked, and i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
+import orjson
 import pydantic
 
 from factmesh import ids
@@ -23,6 +26,7 @@ from factmesh_connector.model import (
     KIND_PREFIX,
     OUTPUT_BYTES_MAX,
     Catalogue,
+    Hand,
     Key,
     Operation,
     Row,
@@ -35,6 +39,9 @@ from factmesh_connector.model import (
 
 SERVICE = "connector"
 VERDICTS = ("happened", "not_happened", "discarded")
+_CANONICAL = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}").fullmatch
+#: What may be a number with a fraction or an exponent. A text may look like one: that costs time only.
+_FLOAT = re.compile(rb"[:,\[]-?[0-9]+[.eE]").search
 
 
 def result_id(command_id: UUID, epoch: int) -> UUID:
@@ -71,7 +78,8 @@ def decide(catalogue: Catalogue, state: State, message: Message, now: datetime) 
 
 
 def _command(catalogue: Catalogue, state: State, message: Message) -> tuple[State, Sequence[Effect]]:
-    connector, name = message["connector"], message["operation"]
+    record = message.record
+    connector, name = record["connector"], record["operation"]
     operation = operation_of(catalogue, connector, name)
     if operation is None:
         raise ValidationError(
@@ -79,43 +87,45 @@ def _command(catalogue: Catalogue, state: State, message: Message) -> tuple[Stat
             where=message.where,
             hint="declare it in connectors/, or correct the workflow; then replay",
         )
-    command_id = _uuid(message, "ce_id")
-    input_ = _json_object(message["body"], message, "body")
+    command_id = message.id or _uuid(message, "ce_id")
+    input_, compact, canonical = _body(message)
+    retry = record["retry"]
     task = Task(
-        command_id=command_id,
+        command_id=str(command_id),
         connector=connector,
         operation=name,
-        input=json.dumps(input_, separators=(",", ":"), ensure_ascii=False),
-        idempotency_key=_uuid(message, "idempotency_key"),
-        correlation_id=message["correlation_id"],
-        actor=message["actor"],
-        business_object_type=message["business_object_type"],
-        business_object_id=message["business_object_id"],
-        instance_id=_uuid(message, "instance_id"),
-        instance_seq=message["instance_seq"],
-        step=message["step"],
-        workflow=message["workflow"],
-        deadline=_instant(message["deadline"]),
-        retry=_policy(message),
+        input=compact,
+        idempotency_key=_id(message, "idempotency_key"),
+        correlation_id=record["correlation_id"],
+        actor=record["actor"],
+        business_object_type=record["business_object_type"],
+        business_object_id=record["business_object_id"],
+        instance_id=_id(message, "instance_id"),
+        instance_seq=record["instance_seq"],
+        step=record["step"],
+        workflow=record["workflow"],
         in_flight_max_s=operation.in_flight_max_s,
-        traceparent=message.traceparent,
         root=message.root.text,
         opening=message.opening,
+        deadline=_instant(record["deadline"]),
+        retry=None if retry is None else _policy(retry, message),
+        traceparent=message.traceparent,
     )
-    body_hash = ids.body_hash(connector, name, ids.canonical_json(input_))
-    key = _take_key(state.key, task, body_hash, message)
+    body_hash = ids.body_hash(connector, name, canonical)
+    key = _take_key(state.key, task, command_id, body_hash, message)
     schedule = Schedule(
         kind=KIND_PREFIX + connector,
         id=command_id,
         payload=pack_task(task, pack_delivery(message.delivery)),
         start_now=True,
-        tag=task.instance_id,
+        tag=message.instance_id,
+        hand=Hand(task, input_),
     )
     note = Note({"step": task.step, "operation": f"{connector}.{name}", "touches": sorted(input_)})
-    return replace(state, key=key), (schedule, note)
+    return State(key, state.row, state.disposition), (schedule, note)
 
 
-def _take_key(held: Key | None, task: Task, body_hash: bytes, message: Message) -> Key:
+def _take_key(held: Key | None, task: Task, command_id: UUID, body_hash: bytes, message: Message) -> Key:
     """INV-K: calls under one key carry one body, and are one command's, until a known failure frees the key."""
     if held is not None and not held.known_failed:
         if held.body_hash != body_hash:
@@ -124,21 +134,18 @@ def _take_key(held: Key | None, task: Task, body_hash: bytes, message: Message) 
                 where=message.where,
                 hint="a new intent needs a new key: discard this command, or retry the step",
             )
-        if held.command_id != task.command_id:
+        if held.command_id != command_id:
             raise ConflictError(
                 f"idempotency key {task.idempotency_key} belongs to command {held.command_id}",
                 where=message.where,
                 hint="the same intent is under way already: discard this command",
             )
-    return Key(task.command_id, body_hash, known_failed=False)
+    return Key(command_id, body_hash, known_failed=False)
 
 
-def _policy(message: Message) -> RetryPolicy | None:
-    raw = message["retry"]
-    if raw is None:
-        return None
+def _policy(raw: bytes, message: Message) -> RetryPolicy:
     try:
-        return RetryPolicy.model_validate_json(raw)
+        return _parsed_policy(raw)
     except pydantic.ValidationError as error:
         problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in problem["loc"])
@@ -147,6 +154,11 @@ def _policy(message: Message) -> RetryPolicy | None:
             where=message.where,
             hint="correct the workflow's retry policy",
         ) from None
+
+
+@lru_cache(maxsize=256)
+def _parsed_policy(raw: bytes) -> RetryPolicy:
+    return RetryPolicy.model_validate_json(raw)
 
 
 # --- resolutions -----------------------------------------------------------------------------------------------------
@@ -189,11 +201,9 @@ def _resolution(
             where=message.where,
             hint="look again after that instant, then resolve again",
         )
-    history = row.history.model_copy(
-        update={
-            "error_class": row.history.error_class or ErrorClass.AMBIGUOUS,
-            "error_message": "a person found that it did not happen",
-        }
+    history = row.history._replace(
+        error_class=row.history.error_class or ErrorClass.AMBIGUOUS,
+        error_message="a person found that it did not happen",
     )
     body = result_body(row.task, "failed", row.epoch + 1, history, at=now, verdict=verdict)
     return _settled(state, row, message, "failed", body)
@@ -203,16 +213,14 @@ def _settled(
     state: State, row: Row, message: Message, new: str, body: Mapping[str, Any]
 ) -> tuple[State, Sequence[Effect]]:
     """The row's amendment and its result, told in the name of the person who said so."""
-    task = row.task
+    task, command_id = row.task, UUID(row.task.command_id)
     body = {**body, "actor": message["actor"]}
     effects: tuple[Effect, ...] = (
-        Amend(KIND_PREFIX + task.connector, task.command_id, expected="unknown", state=new),
-        Publish(
-            "result", "result", str(task.instance_id), body, id=result_id(task.command_id, row.epoch + 1)
-        ),
+        Amend(KIND_PREFIX + task.connector, command_id, expected="unknown", state=new),
+        Publish("result", "result", task.instance_id, body, id=result_id(command_id, row.epoch + 1)),
         Note({"step": task.step, "operation": f"{task.connector}.{task.operation}", "verdict": message["verdict"]}),
     )
-    return replace(state, row=replace(row, state=new, epoch=row.epoch + 1)), effects
+    return state._replace(row=replace(row, state=new, epoch=row.epoch + 1)), effects
 
 
 def _discarded(state: State, message: Message, now: datetime) -> tuple[State, Sequence[Effect]]:
@@ -248,7 +256,7 @@ def _discarded(state: State, message: Message, now: datetime) -> tuple[State, Se
     }
     mark = MarkLedger(f"id:{command_id}", "discarded", Reason.BUSINESS, f"discarded by {message['actor']}")
     publish = Publish("result", "result", message["instance_id"], body, id=result_id(command_id, 0))
-    return replace(state, disposition="discarded"), (mark, publish)
+    return state._replace(disposition="discarded"), (mark, publish)
 
 
 # --- fields ----------------------------------------------------------------------------------------------------------
@@ -263,10 +271,35 @@ def _uuid(message: Message, field: str) -> UUID:
         ) from None
 
 
+def _id(message: Message, field: str) -> str:
+    """An id in its canonical spelling, which is the one that our services write."""
+    text: str = message[field]
+    return text if _CANONICAL(text) else str(_uuid(message, field))
+
+
 def _instant(ms: int | datetime | None) -> datetime | None:
     if ms is None:
         return None
     return ms.astimezone(UTC) if isinstance(ms, datetime) else from_ms(ms)
+
+
+def _body(message: Message) -> tuple[dict[str, Any], str, bytes]:
+    """The body as a value, as compact text, and as the canonical bytes that its hash is made of (INV-K).
+
+    Our services send it canonical: then it is read once and passed on as it is. Whatever is not plainly so, and all
+    that the two JSON libraries spell in two ways (floats), is spelt anew.
+    """
+    raw: bytes = message["body"]
+    if not _FLOAT(raw):
+        try:
+            value = orjson.loads(raw)
+            if type(value) is dict and orjson.dumps(value, option=orjson.OPT_SORT_KEYS) == raw:
+                return value, raw.decode(), raw
+        except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+            pass  # told below, in the message's own terms
+    value = _json_object(raw, message, "body")
+    compact = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return value, compact, ids.canonical_json(value)
 
 
 def _no_constant(name: str) -> Any:

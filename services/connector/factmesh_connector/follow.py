@@ -4,9 +4,9 @@ Pure. The law behind every row: failed means known not to have worked, and `none
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 from uuid import UUID
 
 from factmesh import retry
@@ -47,8 +47,7 @@ class Found(StrEnum):
     NO_ANSWER = "no_answer"
 
 
-@dataclass(frozen=True, slots=True)
-class Next:
+class Next(NamedTuple):
     """A move. `at` goes with WAIT (None: at once), `output` with DONE; `stopped` says why no call may follow."""
 
     move: Move

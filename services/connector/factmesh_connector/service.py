@@ -75,15 +75,16 @@ async def build(context: Context) -> Parts:
 
 def _handler(context: Context, name: str, connectors: Mapping[str, Connector]) -> Handler[State]:
     """One consumer group a connector: teams move connectors between services, and a sick one holds up only itself."""
+    keys = store.Store()
     return Handler(
         name=name,
         topics=lambda: (context.topic(f"command.{name}"),),
         decode=context.records.expect({"command", "resolution"}),
         schema_id=context.records.needs_schema,
-        load=store.load,
+        load=keys.load,
         key=object_key,
         decide=partial(decide, {name: connectors[name].operations}),
-        save=store.save,
+        save=keys.save,
         initial=_initial,
     )
 

@@ -4,7 +4,8 @@ SELECT idempotency_key, command_id, body_hash FROM keys
  WHERE idempotency_key = ANY ($1::uuid[]) ORDER BY idempotency_key FOR UPDATE;
 
 -- name: insert_keys
--- Keys that nobody held; who loses a race meets the unique violation, and the batch is run again from its load.
+-- Keys that nobody holds. One that is held raises the unique violation, and the batch is run again from a load that
+-- reads and locks it first.
 INSERT INTO keys (idempotency_key, command_id, body_hash)
 SELECT k.* FROM unnest($1::uuid[], $2::uuid[], $3::bytea[]) AS k ORDER BY 1;
 
