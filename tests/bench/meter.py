@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,25 @@ class Reading:
     messages: Mapping[str, int]
 
 
+def cpu_s(process: psutil.Process) -> float:
+    """What a process and its children have spent; of this very process, without its children."""
+    spent = 0.0
+    for p in [process, *process.children(recursive=True)] if process.pid != os.getpid() else [process]:
+        with contextlib.suppress(psutil.Error):
+            times = p.cpu_times()
+            spent += times.user + times.system
+            if p == process and process.pid != os.getpid():  # and what its children that have ended had spent
+                spent += times.children_user + times.children_system
+    return spent
+
+
 class Meter:
     """Over the processes of one system and the stack that it shares; `pids` by the name in the table."""
 
-    def __init__(self, dsn: str, bootstrap: str, pids: Mapping[str, int], prefix: str) -> None:
+    def __init__(self, dsn: str, bootstrap: str, pids: Mapping[str, Sequence[int]], prefix: str) -> None:
         self._dsn, self._prefix = dsn, prefix
-        self._processes = {name: psutil.Process(pid) for name, pid in {**pids, "generator": os.getpid()}.items()}
+        every = {**pids, "generator": [os.getpid()]}
+        self._processes = {name: [psutil.Process(pid) for pid in ones] for name, ones in every.items()}
         self._consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "bench-meter"})
         self.memory: dict[str, list[float]] = {name: [] for name in self._processes}
         self._watching: asyncio.Task[None] | None = None
@@ -56,9 +69,9 @@ class Meter:
 
     async def _watch(self) -> None:
         while True:
-            for name, process in self._processes.items():
+            for name, processes in self._processes.items():
                 with contextlib.suppress(psutil.Error):
-                    self.memory[name].append(round(self._rss(name, process) / 1e6, 1))
+                    self.memory[name].append(round(sum(self._rss(name, p) for p in processes) / 1e6, 1))
             await asyncio.sleep(MEMORY_EVERY_S)
 
     @staticmethod
@@ -69,19 +82,8 @@ class Meter:
         own = [p.memory_info() for p in [process, *process.children(recursive=True)]]
         return int(sum(m.rss - m.shared for m in own) + max(m.shared for m in own))
 
-    @staticmethod
-    def _cpu(process: psutil.Process) -> float:
-        spent = 0.0
-        for p in [process, *process.children(recursive=True)] if process.pid != os.getpid() else [process]:
-            with contextlib.suppress(psutil.Error):
-                times = p.cpu_times()
-                spent += times.user + times.system
-                if p == process:  # and what its children that have ended had spent
-                    spent += times.children_user + times.children_system
-        return spent
-
     async def read(self) -> Reading:
-        cpu = {name: self._cpu(p) for name, p in self._processes.items()}
+        cpu = {name: sum(map(cpu_s, ones)) for name, ones in self._processes.items()}
         row = await self._connection.fetchrow(READING)
         return Reading(cpu, dict(row), await asyncio.to_thread(self._offsets))
 

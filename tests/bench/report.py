@@ -1,51 +1,56 @@
-"""One run as a table for the terminal and as a picture: pure functions of the JSON that the run writes.
-Nothing is measured or judged here; a figure that is not there is left out.
+"""One run as tables for the terminal and, as Markdown, for the docs: pure functions of the JSON that the run writes.
+Nothing is measured here; goals are judged in `verdicts`, pictures drawn in `charts`; what is not there is left out.
+
+    python -m tests.bench.report build/bench/w3.json        draws and prints a run again
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tests.bench import charts
+from tests.bench.verdicts import KNEE, at, cpu_ms, verdicts
+
 SYSTEMS = ("ours", "ideal")
-COLOURS = {"ours": "#1f6feb", "ideal": "#8b949e"}
 PROCESSES = ("intake", "orchestrator", "connector", "kafka", "postgres")
-SHADES = ("#1f6feb", "#2da44e", "#bf8700", "#8250df", "#57606a")
 
 
-def at(tree: Any, *path: str) -> Any:
-    """The value at a path, or None."""
-    for name in path:
-        if not isinstance(tree, Mapping) or name not in tree:
-            return None
-        tree = tree[name]
-    return tree
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a title; the first column is the name of a row."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def text(self) -> str:
+        widths = [max(len(r[i]) for r in (self.heads, *self.rows)) for i in range(len(self.heads))]
+        lines = [
+            "  ".join(
+                c.ljust(w) if i == 0 or not _is_number(c) else c.rjust(w)
+                for i, (c, w) in enumerate(zip(r, widths, strict=True))
+            )
+            for r in (self.heads, *self.rows)
+        ]
+        return "\n".join([f"\n{self.title}", *(line.rstrip() for line in lines)])
+
+    def markdown(self) -> str:
+        lines = ["| " + " | ".join(c.strip().replace("|", "\\|") for c in r) + " |" for r in (self.heads, *self.rows)]
+        rule = "|" + "|".join(" --- " if i == 0 else " ---: " for i in range(len(self.heads))) + "|"
+        return "\n".join([f"**{self.title}**", "", lines[0], rule, *lines[1:], ""])
 
 
-def _rows(shares: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    knee = ("saturation", "knee")
-    rows: list[tuple[str, tuple[str, ...]]] = [
-        ("workflows/s at the knee", (*knee, "per_s")),
-        ("  workflows at once there", (*knee, "window")),
-        ("workflows/s, backlog drained", ("drain", "per_s")),
-        ("alone, ms p50", ("alone", "p50")),
-        ("alone, ms p99", ("alone", "p99")),
-    ]
-    for share in shares:
-        rows.append((f"at {float(share):.0%} of our knee: rate", ("rates", share, "rate")))
-        rows += [(f"  ms {p}", ("rates", share, p)) for p in ("p50", "p95", "p99")]
-    rows += [(f"CPU-ms a workflow: {p}", (*knee, "cost", "cpu_ms", p)) for p in PROCESSES]
-    rows += [
-        ("WAL bytes a workflow", (*knee, "cost", "postgres", "wal_bytes")),
-        ("rows inserted a workflow", (*knee, "cost", "postgres", "tup_inserted")),
-        ("rows updated a workflow", (*knee, "cost", "postgres", "tup_updated")),
-        ("commits a workflow", (*knee, "cost", "postgres", "xact_commit")),
-        ("messages a workflow", (*knee, "cost", "messages")),
-        ("HTTP facts/s acknowledged", ("http", "full", "per_s")),
-        ("  at half of that, ms p99", ("http", "half", "p99")),
-    ]
-    return rows
+def _is_number(cell: str) -> bool:
+    return cell[:1].isdigit() or cell in ("", "-", "ours", "ideal", "ratio")
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def _value(found: Any) -> float | None:
@@ -54,108 +59,167 @@ def _value(found: Any) -> float | None:
     return None if found is None else float(found)
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """Each round as three columns: ours, the ideal loop, and ours divided by the ideal."""
-    lines = []
-    machine = result["machine"]
-    lines.append(
-        f"\nW3, {'full' if result['full'] else 'short'}, {result['data_bytes']} bytes of data, {machine['processors']} "
-        f"processors, load {machine['load_before'][0]:.1f} before and {machine['load_after'][0]:.1f} after"
-    )
-    for n, pair in enumerate(result["rounds"], 1):
-        shares = list(at(pair, "ours", "rates") or at(pair, "ideal", "rates") or {})
-        lines.append(f"\nround {n:<30}{'ours':>12}{'ideal':>12}{'ratio':>9}")
-        for name, path in _rows(shares):
-            ours, ideal = (_value(at(pair, s, *path)) for s in SYSTEMS)
-            if ours is None and ideal is None:
-                continue
-            cells = ["-" if v is None else f"{v:,.2f}" for v in (ours, ideal)]
-            ratio = f"{ours / ideal:.2f}" if ours is not None and ideal else ""
-            lines.append(f"{name:<36}{cells[0]:>12}{cells[1]:>12}{ratio:>9}")
-        for system in SYSTEMS:
-            series = at(pair, system, "memory_mb") or {}
-            ends = [f"{p} {s[0]:.0f} → {s[-1]:.0f}" for p, s in series.items() if s]
-            if ends:
-                lines.append(f"memory of {system}, MB from start to end: {', '.join(ends)}")
-            if at(pair, system, "strange_statuses"):
-                lines.append(f"WORKFLOWS OF {system} THAT WERE NOT COMPLETED: {pair[system]['strange_statuses']}")
-    return "\n".join(lines)
-
-
-# --- the picture ------------------------------------------------------------------------------------------------------
-
-
-def _text(x: float, y: float, text: str, *, size: int = 12, anchor: str = "start", bold: bool = False) -> str:
-    weight = ' font-weight="600"' if bold else ""
-    return f'<text x="{x:.0f}" y="{y:.0f}" font-size="{size}" text-anchor="{anchor}"{weight}>{escape(text)}</text>'
-
-
-def _bar(x: float, y: float, width: float, colour: str) -> str:
-    return f'<rect x="{x:.1f}" y="{y:.0f}" width="{max(width, 1):.1f}" height="16" rx="2" fill="{colour}"/>'
-
-
-def picture(result: Mapping[str, Any]) -> str:
-    """Throughput, latency by rate and cost of the last round, as an SVG that needs nothing to be drawn."""
-    pair = result["rounds"][-1]
-    out: list[str] = []
-    y = 58
-    y = _bars(out, y, "workflows/s at the knee", pair, [("", ("saturation", "knee", "per_s"))])
-    shares = list(at(pair, "ours", "rates") or at(pair, "ideal", "rates") or {})
-    latencies: list[tuple[str, tuple[str, ...]]] = [("alone", ("alone", "p50"))]
-    latencies += [(f"{float(s):.0%} of our knee", ("rates", s, "p50")) for s in shares]
-    y = _bars(out, y, "ms from start to completion, p50", pair, latencies)
-    tails = [(name, (*path[:-1], "p99")) for name, path in latencies]
-    y = _bars(out, y, "ms from start to completion, p99", pair, tails)
-    y = _costs(out, y, pair)
-    note = "full run" if result["full"] else "short run"
-    head = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{y}" viewBox="0 0 760 {y}" '
-        'font-family="system-ui, sans-serif" fill="#24292f">',
-        f'<rect width="760" height="{y}" fill="#ffffff"/>',
-        _text(24, 30, f"W3 on {result['machine']['processors']} processors, {note}", size=17, bold=True),
+def _rows(shares: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    rows: list[tuple[str, tuple[str, ...]]] = [
+        ("workflows/s at the knee", (*KNEE, "per_s")),
+        ("  workflows at once there", (*KNEE, "window")),
+        ("workflows/s, backlog drained", ("drain", "per_s")),
+        ("alone, ms p50", ("alone", "p50")),
+        ("alone, ms p95", ("alone", "p95")),
+        ("alone, ms p99", ("alone", "p99")),
     ]
-    for n, system in enumerate(SYSTEMS):
-        head += [_bar(520 + n * 110, 18, 14, COLOURS[system]), _text(540 + n * 110, 31, system)]
-    return "\n".join([*head, *out, "</svg>", ""])
+    for share in shares:
+        rows.append((f"at {float(share):.0%} of our knee: rate", ("rates", share, "rate")))
+        rows += [(f"  ms {p}", ("rates", share, p)) for p in ("p50", "p95", "p99")]
+    rows += [(f"CPU-ms a workflow: {p}", (*KNEE, "cost", "cpu_ms", p)) for p in PROCESSES]
+    rows += [
+        ("WAL bytes a workflow", (*KNEE, "cost", "postgres", "wal_bytes")),
+        ("rows inserted a workflow", (*KNEE, "cost", "postgres", "tup_inserted")),
+        ("rows updated a workflow", (*KNEE, "cost", "postgres", "tup_updated")),
+        ("commits a workflow", (*KNEE, "cost", "postgres", "xact_commit")),
+        ("messages a workflow", (*KNEE, "cost", "messages")),
+        ("HTTP facts/s acknowledged, all working", ("http", "full", "per_s")),
+        ("  at half of the goal or of that, ms p99", ("http", "half", "p99")),
+        ("HTTP facts/s acknowledged, intake alone", ("http_alone", "full", "per_s")),
+        ("  at half of the goal or of that, ms p50", ("http_alone", "half", "p50")),
+        ("  at half of the goal or of that, ms p99", ("http_alone", "half", "p99")),
+        ("  client's CPU a fact, ms", ("http_alone", "full", "client_cpu_ms")),
+    ]
+    return rows
 
 
-def _bars(
-    out: list[str], y: int, title: str, pair: Mapping[str, Any], rows: Sequence[tuple[str, tuple[str, ...]]]
-) -> int:
-    """Bars on one scale; where the next chart begins."""
-    out.append(_text(24, y, title, size=14, bold=True))
-    values = {(n, s): _value(at(pair, s, *path)) for n, path in rows for s in SYSTEMS}
-    top = max((v for v in values.values() if v), default=1.0)
-    y += 10
-    for name, _ in rows:
-        out.append(_text(150, y + 20, name, anchor="end"))
-        for system in SYSTEMS:
-            value = values[name, system]
-            if value is not None:
-                width = 480 * value / top
-                out += [_bar(160, y, width, COLOURS[system]), _text(166 + width, y + 13, f"{value:,.1f}")]
-                y += 18
-        y += 8
-    return y + 26
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """Everything that the run has: goals, rounds, settings of the ideal, peers, curves, plans."""
+    out = [_goals(result)] if verdicts(result) else []
+    for n, pair in enumerate(result.get("rounds") or [], 1):
+        out.append(_round(pair, n))
+        if pair.get("ideal_variants"):
+            out.append(_variants(pair))
+    if result.get("peers"):
+        out.append(_peers(result["peers"]))
+    out += [_curve(name, points) for name, points in (at(result, "growth", "axes") or {}).items()]
+    out += [_plans(name, pair) for name, pair in (result.get("plans") or {}).items()]
+    return out
 
 
-def _costs(out: list[str], y: int, pair: Mapping[str, Any]) -> int:
-    out.append(_text(24, y, "CPU-ms a workflow at the knee", size=14, bold=True))
-    y += 10
-    spent = {s: at(pair, s, "saturation", "knee", "cost", "cpu_ms") or {} for s in SYSTEMS}
-    top = max((sum(c.get(p, 0.0) for p in PROCESSES) for c in spent.values()), default=1.0) or 1.0
-    for system in SYSTEMS:
-        if not spent[system]:
+def _goals(result: Mapping[str, Any]) -> Table:
+    rows = [(v.goal, v.word, v.found) for v in verdicts(result)]
+    return Table("goals", ("goal", "verdict", "found"), rows)
+
+
+def _round(pair: Mapping[str, Any], n: int) -> Table:
+    shares = list(at(pair, "ours", "rates") or at(pair, "ideal", "rates") or {})
+    rows: list[Sequence[str]] = []
+    for name, path in _rows(shares):
+        ours, ideal = (_value(at(pair, s, *path)) for s in SYSTEMS)
+        if ours is None and ideal is None:
             continue
-        x = 160.0
-        out.append(_text(150, y + 13, system, anchor="end"))
-        for process, shade in zip(PROCESSES, SHADES, strict=True):
-            width = 480 * spent[system].get(process, 0.0) / top
-            out.append(_bar(x, y, width, shade))
-            x += width
-        total = sum(spent[system].get(p, 0.0) for p in PROCESSES)
-        out.append(_text(x + 6, y + 13, f"{total:.2f}"))
-        y += 22
-    for n, (process, shade) in enumerate(zip(PROCESSES, SHADES, strict=True)):
-        out += [_bar(160 + n * 110, y + 6, 14, shade), _text(180 + n * 110, y + 19, process)]
-    return y + 48
+        ratio = f"{ours / ideal:.2f}" if ours is not None and ideal else ""
+        rows.append((name, _number(ours), _number(ideal), ratio))
+    for name in PROCESSES:
+        ends = [at(pair, s, "memory_mb", name) or [] for s in SYSTEMS]
+        texts = [f"{e[0]:.0f} → {e[-1]:.0f}" if e else "-" for e in ends]
+        if any(ends):
+            rows.append((f"memory of {name}, MB from start to end", texts[0], texts[1], ""))
+    for system in SYSTEMS:
+        if at(pair, system, "strange_statuses"):
+            rows.append((f"WORKFLOWS OF {system} NOT COMPLETED", str(pair[system]["strange_statuses"]), "", ""))
+    return Table(f"round {n}", ("", "ours", "ideal", "ratio"), rows)
+
+
+def _cost_cells(point: Mapping[str, Any]) -> list[str]:
+    postgres = at(point, "cost", "postgres") or {}
+    rows = float(postgres.get("tup_inserted", 0)) + float(postgres.get("tup_updated", 0))
+    messages = _value(at(point, "cost", "messages")) or 0.0
+    return [_number(cpu_ms(point)), f"{postgres.get('wal_bytes', 0):,.0f}", f"{rows:.1f}", f"{messages:.1f}"]
+
+
+def _variants(pair: Mapping[str, Any]) -> Table:
+    rows = []
+    plain = {"two statuses, batches of 500": pair["ideal"]} if "ideal" in pair else {}
+    for name, found in {**plain, **pair["ideal_variants"]}.items():
+        knee = found["saturation"]["knee"]
+        rows.append((name, _number(knee["per_s"], 0), *_cost_cells(knee)))
+    heads = ("", "workflows/s", "CPU-ms", "WAL bytes", "rows", "messages")
+    return Table("the ideal loop at other settings, a workflow", heads, rows)
+
+
+def _peers(found: Mapping[str, Any]) -> Table:
+    rows = []
+    for name, peer in found.items():
+        for one in peer["settings"] if isinstance(peer, Mapping) else ():
+            knee = one["saturation"]["knee"]
+            alone = one["alone"]
+            cpu = ", ".join(f"{n} {v:.2f}" for n, v in knee["cost"]["cpu_ms"].items())
+            best = " (best)" if one["setting"] == peer["setting"] else ""
+            cells = (_number(knee["per_s"], 0), str(knee["window"]), _number(alone["p50"], 1), _number(alone["p99"], 1))
+            rows.append((f"{name}: {one['setting']}{best}", *cells, cpu))
+    heads = ("", "workflows/s", "at once", "alone, ms p50", "p99", "CPU-ms a workflow at the knee")
+    return Table(f"other engines on W3 ({', '.join(found.get('versions') or [])})", heads, rows)
+
+
+def _curve(name: str, points: Sequence[Mapping[str, Any]]) -> Table:
+    rows = []
+    for p in points:
+        cpu = p["cost"]["cpu_ms"]
+        each = [_number(cpu.get(n, 0.0)) for n in PROCESSES]
+        memory = " / ".join(f"{p['memory_mb'].get(n, 0):.0f}" for n in PROCESSES)
+        rows.append((f"{p['x']:,}", _number(p["per_s"], 0), *_cost_cells(p), *each, memory))
+    heads = ("", "workflows/s", "CPU-ms", "WAL bytes", "rows", "messages", *PROCESSES, "MB of each")
+    return Table(f"as it grows: {name} (a workflow's cost)", heads, rows)
+
+
+def _plans(name: str, pair: Mapping[str, Any]) -> Table:
+    """The dearest statements on the grown tables, and all that went bad."""
+    bad = {b["what"] for b in pair["gone_bad"]}
+    young, grown = pair["young"], pair["grown"]
+    rows = []
+    for kind, unit, top in (("statements", "ms", 8), ("tables", "blocks", 4)):
+        dearest = sorted(grown[kind], key=lambda w, k=kind, u=unit: -float(grown[k][w][u]))  # type: ignore[misc]
+        for what in [w for n, w in enumerate(dearest) if n < top or w in bad]:
+            was = float(at(young, kind, what, unit) or 0.0)
+            now = float(grown[kind][what][unit])
+            mark = "GONE BAD" if what in bad else ""
+            rows.append((what[:90], f"{was:.3f}", f"{now:.3f}", f"{now / was:.1f}" if was else "", unit, mark))
+    return Table(f"plans {name}: a workflow's cost young and grown", ("", "young", "grown", "ratio", "unit", ""), rows)
+
+
+def head(result: Mapping[str, Any]) -> str:
+    """What kind of run it was, and on what."""
+    machine = result["machine"]
+    kind = "a trial of the benchmark, no figures" if result.get("tiny") else "full" if result["full"] else "short"
+    return (
+        f"W3, {kind}, {machine['at']}, {result['data_bytes']} bytes of data, {machine['processors']} processors, "
+        f"Python {machine['python']}, {machine['system']}; load {machine['load_before'][0]:.1f} before"
+    )
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    skipped = at(result, "growth", "skipped")
+    failed = [f"FAILED: {part}: {text}" for part, text in (result.get("failed") or {}).items()]
+    return failed + ([f"no time was left for: {', '.join(skipped)}"] if skipped else [])
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """For the terminal; the goals last, where the eye is."""
+    found = tables(result)
+    ordered = [t for t in found if t.title != "goals"] + [t for t in found if t.title == "goals"]
+    return "\n".join([f"\n{head(result)}", *(t.text() for t in ordered), *_notes(result)])
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """For docs/performance.md: pasted, not typed."""
+    return "\n".join([head(result) + ".", "", *(t.markdown() for t in tables(result)), *_notes(result)])
+
+
+def write(result: Mapping[str, Any], out: Path) -> None:
+    """The picture and the Markdown beside the JSON."""
+    out.with_suffix(".svg").write_text(charts.picture(result), encoding="utf-8")
+    out.with_suffix(".md").write_text(markdown(result) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    run = json.loads(path.read_text(encoding="utf-8"))
+    write(run, path)
+    print(table(run))

@@ -1,7 +1,7 @@
-"""The workload W3 on the real services and on the ideal loop, on one stack in one run: the ratios are the result.
-It plans, runs and writes down; how load is made, read and drawn is beside this file. It ends by itself.
+"""The workload W3 on the real services, on the ideal loop and on other engines, in one run: the ratios are the result.
+It plans, runs and writes down; how load is made, read, judged and drawn is beside this file. It ends by itself.
 
-    python -m tests.bench.w3 [--full] [--out build/bench]
+    python -m tests.bench.w3 [--full] [--parts w3,plans,growth,peers] [--out build/bench]
 """
 
 from __future__ import annotations
@@ -16,166 +16,140 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tests.bench import report, systems
-from tests.bench.http_load import posts
+from tests.bench.growth import AXES, TINY_GROWTH, Growth, GrowthPlan
 from tests.bench.load import DATA_BYTES, Load, StallError
-from tests.bench.meter import Meter, cost
+from tests.bench.peers import run as peers
+from tests.bench.phases import FULL, SATURATION, TINY, Plan, measure, opened, say, through_http
 
 from factmesh.stack import EmbeddedStack
 
-SHARES = (0.1, 0.5, 0.8)
-"""Of the knee of the real services; the ideal loop is given the very same rates."""
+PARTS = ("w3", "plans", "growth", "peers")
+IDEAL_VARIANTS: Mapping[str, Mapping[str, str]] = {
+    "four statuses": {"IDEAL_STATUSES": "4"},
+    "batches of 2000": {"IDEAL_BATCH_MAX": "2000"},
+}
+"""Of the ideal loop, saturation alone: with as many statuses as ours, and at another setting that may be its best."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How long each phase takes."""
+@dataclass
+class Bench:
+    """One run over one stack. What is found is written down after every part: a part that fails loses no other."""
 
-    warm_s: float = 8.0
-    alone_n: int = 60
-    windows: Sequence[int] = (200, 1000)
-    saturation_s: float = 10.0
-    rate_s: float = 7.0
-    drain_n: int = 3_000
-    http_s: float = 6.0
-    http_connections: int = 64
-    rounds: int = 1
-    data_bytes: int = DATA_BYTES
+    parts: Sequence[str]
+    plan: Plan
+    growth: GrowthPlan
+    peers: peers.PeerPlan
+    only: str
+    given: Mapping[str, str]
+    ideal_given: Mapping[str, str]
+    variants: Sequence[str]
+    axes: Sequence[str]
+    both_plans: bool
+    budget_s: float
+    folder: Path
+    out: Path
+    result: dict[str, Any] = field(default_factory=dict)
 
+    async def run(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        say("starting Kafka and PostgreSQL")
+        stack = EmbeddedStack(self.folder / "stack")
+        try:
+            await asyncio.to_thread(stack.start)
+            for part in self.parts:
+                try:
+                    await getattr(self, f"_{part}")(stack)
+                except (StallError, AssertionError, TimeoutError, OSError) as error:
+                    self.result.setdefault("failed", {})[part] = f"{type(error).__name__}: {error}"
+                    say(f"{part} FAILED: {error}")
+                    self._tails()
+                self.write()
+        finally:
+            await asyncio.to_thread(stack.stop)
 
-FULL = Plan(
-    warm_s=20.0,
-    alone_n=300,
-    windows=(100, 300, 1000, 3000),
-    saturation_s=30.0,
-    rate_s=30.0,
-    drain_n=20_000,
-    http_s=20.0,
-    rounds=2,
-)
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  load {os.getloadavg()[0]:.1f}  {text}", flush=True)
-
-
-async def saturate(load: Load, meter: Meter, plan: Plan) -> dict[str, Any]:
-    """Rising windows of workflows at once until more of them brings nothing: the knee, and what one costs there."""
-    tried: list[dict[str, Any]] = []
-    for window in plan.windows:
-        await load.ramp(window)
-        before = await meter.read()
-        first = len(load.watcher.done)
-        sample = await load.closed(window, plan.saturation_s, waves=2)
-        after = await meter.read()
-        costs = cost(before, after, len(load.watcher.done) - first)
-        tried.append({"window": window, **sample.summary(), "cost": costs})
-        say(f"  {window:5d} at once: {sample.rate:8.1f} workflows/s")
-        await load.idle()
-        if len(tried) > 1 and tried[-1]["per_s"] < tried[-2]["per_s"]:
-            break
-    knee = max(tried, key=lambda t: float(t["per_s"]))
-    return {"knee": knee, "tried": tried}
-
-
-async def measure(system: systems.System, stack: Any, plan: Plan, knee: float | None, run: str) -> dict[str, Any]:
-    """One system, all phases. `knee` is the real services' where the rates must be theirs."""
-    say(f"{system.name}: warming up")
-    pids = {**system.pids, "kafka": stack.kafka.pid, "postgres": stack.postgres.pid}
-    load = Load(stack.stack.bootstrap, system.topic_in, system.topic_status, run, plan.data_bytes)
-    out: dict[str, Any] = {"settings": dict(system.settings), "load_at_start": os.getloadavg()[0]}
-    try:
-        async with Meter(stack.stack.postgres_dsn, stack.stack.bootstrap, pids, system.prefix) as meter:
-            await load.closed(100, plan.warm_s)
-            await load.idle()
-            out["alone"] = (await load.alone(plan.alone_n)).summary()
-            say(f"{system.name}: alone p50 {out['alone']['p50']} ms, p99 {out['alone']['p99']} ms")
-            out["saturation"] = await saturate(load, meter, plan)
-            out["drain"] = (await load.drain(plan.drain_n)).summary()
-            say(f"{system.name}: a backlog of {plan.drain_n} in {out['drain']['per_s']}/s")
-            reference = knee or float(out["saturation"]["knee"]["per_s"])
-            out["rates"] = {}
-            for share in SHARES:
-                rate = round(reference * share, 1)
-                before = await meter.read()
-                sample = await load.open(rate, plan.rate_s)
-                costs = cost(before, await meter.read(), int(rate * (plan.rate_s + 3)))
-                out["rates"][f"{share:g}"] = {"rate": rate, **sample.summary(), "cost": costs}
-                summary = sample.summary()
-                say(f"{system.name}: at {rate}/s p50 {summary['p50']} ms, p99 {summary['p99']} ms")
-            if system.http:
-                out["http"] = await through_http(system, plan, run)
-            out["memory_mb"] = {name: series for name, series in meter.memory.items() if name != "generator"}
-            out["strange_statuses"] = dict(load.watcher.other)
-    finally:
-        load.close()
-    return out
-
-
-async def through_http(system: systems.System, plan: Plan, run: str) -> dict[str, Any]:
-    """Intake's HTTP entrance: acknowledged facts a second, and latencies at half of that."""
-    full = await posts(system.http, f"h{run}", connections=plan.http_connections, seconds=plan.http_s)
-    rate = len(full.latencies_ms) / full.seconds / 2
-    say(f"{system.name}: HTTP {rate * 2:.0f} facts/s acknowledged")
-    half = await posts(
-        system.http, f"i{run}", connections=plan.http_connections, seconds=plan.http_s, rate=max(rate, 1.0)
-    )
-    return {"full": full.summary(), "half": half.summary()}
-
-
-@asynccontextmanager
-async def opened(which: str, stack: Any, folder: Path, name: str, given: Mapping[str, str]) -> AsyncIterator[Any]:
-    if which == "ours":
-        async with systems.ours(stack.stack, folder, name, given) as system:
-            yield system
-    else:
-        async with systems.ideal(stack.stack, folder, name) as system:
-            yield system
-
-
-async def run(plan: Plan, only: str, given: Mapping[str, str], hold_s: float, folder: Path) -> dict[str, Any]:
-    """All rounds; ours and the ideal take turns, so that a round is a pair."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    say("starting Kafka and PostgreSQL")
-    stack = EmbeddedStack(folder / "stack")
-    rounds: list[dict[str, Any]] = []
-    try:
-        await asyncio.to_thread(stack.start)
-        for n in range(plan.rounds):
+    async def _w3(self, stack: Any) -> None:
+        """Ours and the ideal take turns, so that a round is a pair; settings of the ideal are tried in the first."""
+        rounds = self.result.setdefault("rounds", [])
+        for n in range(self.plan.rounds):
             pair: dict[str, Any] = {}
-            for which in ("ours", "ideal"):
-                if only and which != only:
-                    continue
-                knee = pair["ours"]["saturation"]["knee"]["per_s"] if "ours" in pair else None
-                async with opened(which, stack, folder, f"{which}{n}", given) as system:
-                    if hold_s:
-                        await hold(system, stack, plan, hold_s)
-                    else:
-                        pair[which] = await measure(system, stack, plan, knee, f"{which}{n}")
             rounds.append(pair)
-    finally:
-        await asyncio.to_thread(stack.stop)
-    return {"rounds": rounds}
+            await self._pair(stack, pair, self.plan, f"{n}")
+            if self.only != "ours" and n == 0:
+                pair["ideal_variants"] = {}
+                for at, name in enumerate(self.variants):
+                    settings = {**self.ideal_given, **IDEAL_VARIANTS[name]}
+                    async with opened("ideal", stack, self.folder, f"variant{at}", settings) as system:
+                        plan = replace(self.plan, alone_n=0, drain_n=0, shares=(), http_s=0.0)
+                        say(f"the ideal loop with {name}")
+                        pair["ideal_variants"][name] = await measure(system, stack, plan, None, f"v{at}")
+            if self.only != "ideal" and self.plan.http_s:
+                say("intake alone, for its HTTP entrance")
+                async with systems.ours(
+                    stack.stack, self.folder, f"entrance{n}", self.given, services=("intake",)
+                ) as system:
+                    pair["ours"]["http_alone"] = await through_http(system, self.plan, f"e{n}")
+            self.write()
 
+    async def _pair(self, stack: Any, pair: dict[str, Any], plan: Plan, n: str) -> None:
+        for which, given in (("ours", self.given), ("ideal", self.ideal_given)):
+            if self.only and which != self.only:
+                continue
+            knee = pair["ours"]["saturation"]["knee"]["per_s"] if "ours" in pair else None
+            async with opened(which, stack, self.folder, f"{which}{n}", given) as system:
+                pair[which] = await measure(system, stack, plan, knee, f"{which}{n}")
 
-async def hold(system: systems.System, stack: Any, plan: Plan, seconds: float) -> None:
-    """Saturate for a while, for a profiler; says which process is which."""
-    load = Load(stack.stack.bootstrap, system.topic_in, system.topic_status, "hold", plan.data_bytes)
-    try:
-        await load.ramp(plan.windows[-1])
-        say(f"{system.name} holds for {seconds:g} s: {json.dumps(dict(system.pids))}")
-        sample = await load.closed(plan.windows[-1], seconds)
-        say(f"{system.name}: {sample.rate:.1f} workflows/s")
-    finally:
-        load.close()
+    async def _growth(self, stack: Any) -> None:
+        grow = Growth(stack, self.folder, self.given, self.growth, time.monotonic() + self.budget_s)
+        self.result["growth"] = grow.found
+        await grow.all(self.axes)
+
+    async def _plans(self, stack: Any) -> None:
+        grow = Growth(stack, self.folder, self.given, self.growth, time.monotonic() + self.budget_s)
+        self.result["plans"] = await grow.plans(both=self.both_plans)
+
+    async def _peers(self, stack: Any) -> None:
+        """With a short pair of ours and the ideal, where the run has none."""
+        if not self.result.get("rounds"):
+            pair: dict[str, Any] = {}
+            await self._pair(stack, pair, replace(self.plan, drain_n=0, shares=(), http_s=0.0), "p")
+            self.result["rounds"] = [pair]
+        self.result["peers"] = await peers.measure_all(stack, self.peers, self.folder, say)
+
+    async def hold(self, seconds: float) -> None:
+        """Saturate for a while, for a profiler; says which process is which."""
+        stack = EmbeddedStack(self.folder / "stack")
+        try:
+            await asyncio.to_thread(stack.start)
+            which = self.only or "ours"
+            given = self.given if which == "ours" else self.ideal_given
+            async with opened(which, stack, self.folder, "hold", given) as system:
+                load = Load(stack.stack.bootstrap, system.topic_in, system.topic_status, "hold", self.plan.data_bytes)
+                await load.ramp(self.plan.windows[-1])
+                say(f"{system.name} holds for {seconds:g} s: {json.dumps(dict(system.pids))}")
+                sample = await load.closed(self.plan.windows[-1], seconds)
+                say(f"{system.name}: {sample.rate:.1f} workflows/s")
+                load.close()
+        finally:
+            await asyncio.to_thread(stack.stop)
+
+    def write(self) -> None:
+        """The JSON so far, and what is drawn from it."""
+        self.result["machine"]["load_after"] = os.getloadavg()
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.out.with_suffix(".json").write_text(json.dumps(self.result, indent=1) + "\n", encoding="utf-8")
+        report.write(self.result, self.out)
+
+    def _tails(self) -> None:
+        for log in sorted(self.folder.glob("*/*.log")):
+            print(f"--- {log.name}\n{log.read_text(errors='replace')[-800:]}", file=sys.stderr)
 
 
 def machine() -> dict[str, Any]:
@@ -188,41 +162,68 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="W3 on the real services, on the ideal loop and on other engines")
+    add = parser.add_argument
+    add("--full", action="store_true", help="longer phases, more windows, two rounds, and every part")
+    add("--tiny", action="store_true", help="every path in little time, no figure: for trying the benchmark itself")
+    add("--parts", default="", metavar="A,B", help=f"of {', '.join(PARTS)}; w3 and plans unless --full")
+    add("--axes", default=",".join(AXES), metavar="A,B", help=f"of the growth curves: {', '.join(AXES)}")
+    add("--budget-s", type=float, default=2400.0, help="the growth curves take this long at most")
+    add("--only", choices=("ours", "ideal"), default="", help="one of the two")
+    add("--out", type=Path, default=Path("build/bench"), help="the folder of the JSON, the table and the picture")
+    add("--data-bytes", type=int, default=DATA_BYTES, help="size of a fact's data as JSON")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the services")
+    add("--ideal-statuses", choices=("2", "4"), default="2", help="statuses of a workflow that the ideal loop tells")
+    add("--ideal-batch", default="500", metavar="N", help="messages in one transaction of the ideal loop, at most")
+    add("--hold", type=float, default=0.0, metavar="SECONDS", help="only saturate, for a profiler")
+    return parser.parse_args()
+
+
+def _bench(arguments: argparse.Namespace, folder: Path) -> Bench:
+    full, tiny = arguments.full, arguments.tiny
+    chosen = arguments.parts.split(",") if arguments.parts else list(PARTS if full or tiny else PARTS[:2])
+    if arguments.only and not arguments.parts:
+        chosen = ["w3"]
+    parts = [p for p in PARTS if p in chosen]
+    plan = TINY if tiny else FULL if full else Plan() if "w3" in parts else SATURATION
+    name = "w3" if "w3" in parts else "-".join(parts)
+    return Bench(
+        parts=parts,
+        plan=replace(plan, data_bytes=arguments.data_bytes),
+        growth=TINY_GROWTH if tiny else GrowthPlan(),
+        peers=peers.PeerPlan(windows=(8, 32), seconds=2.0, alone_n=10) if tiny else peers.PeerPlan(),
+        only=arguments.only,
+        given=dict(pair.split("=", 1) for pair in arguments.set),
+        ideal_given={"IDEAL_STATUSES": arguments.ideal_statuses, "IDEAL_BATCH_MAX": arguments.ideal_batch},
+        variants=list(IDEAL_VARIANTS) if full or tiny else list(IDEAL_VARIANTS)[:1],
+        axes=arguments.axes.split(","),
+        both_plans="growth" in parts,
+        budget_s=arguments.budget_s,
+        folder=folder,
+        out=arguments.out / name,
+        result={"workload": "W3", "full": full, "tiny": tiny, "data_bytes": arguments.data_bytes, "machine": machine()},
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="W3 on the real services and on the ideal loop")
-    parser.add_argument("--full", action="store_true", help="longer phases, more windows, two rounds")
-    parser.add_argument("--only", choices=("ours", "ideal"), default="", help="one of the two")
-    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="where w3.json and w3.svg are written")
-    parser.add_argument("--data-bytes", type=int, default=DATA_BYTES, help="size of a fact's data as JSON")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the services")
-    parser.add_argument("--hold", type=float, default=0.0, metavar="SECONDS", help="only saturate, for a profiler")
-    arguments = parser.parse_args()
-    plan = replace(FULL if arguments.full else Plan(), data_bytes=arguments.data_bytes)
-    given = dict(pair.split("=", 1) for pair in arguments.set)
-    said = "the full version, some 20 minutes" if arguments.full else "the short one, some 3 minutes; FULL=1 is longer"
-    print(f"W3: {said}. Figures are of this machine at this hour: read the ratios.", flush=True)
-    facts = machine()
+    arguments = _arguments()
     folder = Path(tempfile.mkdtemp(prefix="fm-", dir="/tmp"))
     folder.chmod(0o755)  # PostgreSQL may run as another user below it
+    bench = _bench(arguments, folder)
+    print(f"W3: {', '.join(bench.parts)}. Figures are of this machine at this hour: read the ratios.", flush=True)
     try:
-        found = asyncio.run(run(plan, arguments.only, given, arguments.hold, folder))
-    except StallError as error:
-        for log in sorted(folder.glob("*/*.log")):
-            print(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}", file=sys.stderr)
-        sys.exit(f"void: {error}")
+        asyncio.run(bench.hold(arguments.hold) if arguments.hold else bench.run())
     except (KeyboardInterrupt, asyncio.CancelledError):
-        sys.exit("stopped before the end, nothing is written")
+        sys.exit("stopped before the end; what was finished is written")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if arguments.hold:
         return
-    facts["load_after"] = os.getloadavg()
-    result = {"workload": "W3", "full": arguments.full, "data_bytes": plan.data_bytes, "machine": facts, **found}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "w3.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (arguments.out / "w3.svg").write_text(report.picture(result), encoding="utf-8")
-    print(report.table(result))
-    print(f"\nwritten: {arguments.out / 'w3.json'}, {arguments.out / 'w3.svg'}")
+    print(report.table(bench.result))
+    print(f"\nwritten: {bench.out}.json, .svg, .md")
+    if "failed" in bench.result:
+        sys.exit(f"void: {bench.result['failed']}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ The same hops, topics, Avro, durable writes, row locks, dedup by id and idempote
     python -m tests.bench.ideal.loop intake|orchestrator|connector
 
 It is told where everything is by IDEAL_BOOTSTRAP, IDEAL_DSN, IDEAL_PREFIX, and says `ready` when it has its partitions.
+IDEAL_STATUSES says how many statuses of a workflow it tells: 2, the least that lets anyone see its end, or 4, as ours;
+IDEAL_BATCH_MAX bounds a batch.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import asyncpg
 from confluent_kafka import Consumer, Producer, TopicPartition
 from tests.bench.ideal.records import Emission
 
-BATCH_MAX = 500
+BATCH_MAX = int(os.environ.get("IDEAL_BATCH_MAX", "500"))
 IN_FLIGHT_MAX = 4
 COMMIT_EVERY_S = 0.2
 

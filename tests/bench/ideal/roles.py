@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import time
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tests.bench.ideal.loop import Loop
 
 STEPS = ("first", "second", "third")
+EVERY_STEP_TOLD = os.environ.get("IDEAL_STATUSES", "2") == "4"
 FACT_SCHEMA = Path(__file__).parents[1] / "project/schemas/bench.asked/v1.avsc"
 
 
@@ -193,7 +195,7 @@ class Orchestrator:
         }
 
     def _next(self, state: dict[str, Any], instance: UUID, cause: UUID, now_ms: int) -> list[Emission]:
-        """The next command, and a status at the beginning and at the end."""
+        """The next command, and a status at the beginning and at the end, or at every step."""
         key = str(instance).encode()
         out: list[Emission] = []
         step = state["step"]
@@ -213,15 +215,15 @@ class Orchestrator:
             }
             state["command"] = record["ce_id"]
             out.append((self.command_topic, key, self.command.encode(record)))
-        if step in (0, len(STEPS)):
+        if EVERY_STEP_TOLD or step in (0, len(STEPS)):
             record = self._envelope(state, instance, cause, 2, now_ms)
             record |= {
                 "ce_type": "status",
-                "status": "completed" if step else "running",
+                "status": "running" if step < len(STEPS) else "completed",
                 "previous_status": "running" if step else None,
-                "step": None if step else STEPS[0],
+                "step": STEPS[step] if step < len(STEPS) else None,
                 "next_step": None,
-                "outcome": "completed" if step else None,
+                "outcome": None if step < len(STEPS) else "completed",
                 "reason": None,
                 "due_by": None,
                 "occurred_at": state["occurred_at"],
