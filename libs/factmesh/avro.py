@@ -14,7 +14,7 @@ from typing import Any, Final
 import fastavro
 from fastavro.read import SchemaResolutionError
 
-from factmesh import avro_fast
+from factmesh import avro_fast, records_fast
 from factmesh.avro_strict import (
     MisfitError,
     compile_record,
@@ -113,6 +113,10 @@ class Schema:
             raise ValidationError(
                 f"{misfit}", where=where or self.label, hint="send what the schema says, or register a new version"
             ) from None
+
+    def compile(self, rules: records_fast.Rules) -> tuple[records_fast.Encode, records_fast.Read] | None:
+        """Generated code that checks and hashes by these rules too; None where the record is not flat."""
+        return records_fast.compile_checked(self._plain["fields"], self._prefix, rules)
 
     def __repr__(self) -> str:
         return f"<Schema {self.label}>"

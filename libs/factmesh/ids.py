@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from hashlib import blake2b
+from typing import Final
 from uuid import UUID
 
 from factmesh.errors import ValidationError
@@ -34,12 +34,26 @@ def _digest(person: bytes, *parts: str | bytes) -> bytes:
     return h.digest()
 
 
+def uuid_of(number: int) -> UUID:
+    """The UUID of a number of 128 bits; the constructor judges ways to be called for four times as long."""
+    made = _new(UUID)
+    _set_number(made, number)
+    _set_safety(made, _SAFETY)
+    return made
+
+
+_new = object.__new__
+_set_number = UUID.__dict__["int"].__set__
+_set_safety = UUID.__dict__["is_safe"].__set__
+_SAFETY = UUID(int=0).is_safe
+
+
 def _uuid8(instant_ms: int, digest: bytes, ordinal: int) -> UUID:
     """RFC 9562 version 8: 48 bits of Unix milliseconds, 12 + 46 bits of hash, 16 bits of ordinal."""
     if not 0 <= instant_ms <= _MS_MAX:
         raise ValidationError(f"instant {instant_ms} ms does not fit an id", hint="use Unix milliseconds")
     if not 0 <= ordinal <= ORDINAL_MAX:
-        raise ValidationError(f"ordinal {ordinal} does not fit an id", hint=f"at most {ORDINAL_MAX} effects a message")
+        raise too_many(ordinal)
     h = int.from_bytes(digest[:8], "big")
     value = instant_ms << 80
     value |= 0x8 << 76
@@ -47,7 +61,12 @@ def _uuid8(instant_ms: int, digest: bytes, ordinal: int) -> UUID:
     value |= 0b10 << 62
     value |= ((h >> 12) & ((1 << 46) - 1)) << 16
     value |= ordinal
-    return UUID(int=value)
+    return uuid_of(value)
+
+
+def too_many(ordinal: int) -> ValidationError:
+    """A message has more effects than its ids can number."""
+    return ValidationError(f"ordinal {ordinal} does not fit an id", hint=f"at most {ORDINAL_MAX} effects a message")
 
 
 def _stamped(digest: bytes) -> UUID:
@@ -55,7 +74,7 @@ def _stamped(digest: bytes) -> UUID:
     value = int.from_bytes(digest, "big")
     value = value & ~(0xF << 76) | 0x8 << 76
     value = value & ~(0b11 << 62) | 0b10 << 62
-    return UUID(int=value)
+    return uuid_of(value)
 
 
 def message_id(service: str, root: str, opening: int, ordinal: int, instant_ms: int) -> UUID:
@@ -64,6 +83,11 @@ def message_id(service: str, root: str, opening: int, ordinal: int, instant_ms: 
     `instant_ms` is the instant of the root cause, when intake first saw the fact, so that ids tell their own day.
     """
     return _uuid8(instant_ms, _digest(b"fm.message", service, root, str(opening)), ordinal)
+
+
+def message_id_stem(service: str, root: str, opening: int, instant_ms: int) -> str:
+    """The text of `message_id` up to the ordinal, which is the last four digits: `stem + f"{ordinal:04x}"`."""
+    return str(message_id(service, root, opening, 0, instant_ms))[:-4]
 
 
 def entrance_id(kind: str, name: str, instant_ms: int) -> UUID:
@@ -113,6 +137,11 @@ def day_of(id_: UUID) -> date:
     return date.fromordinal(_EPOCH_ORDINAL + (id_.int >> 80) // _DAY_MS)
 
 
+def one_of_each_day(ids_: Iterable[UUID]) -> Iterable[UUID]:
+    """One id of each UTC day among these: a batch's ids lie in one or two days, and a date costs more than a number."""
+    return {(id_.int >> 80) // _DAY_MS: id_ for id_ in ids_}.values()
+
+
 def first_id_of(day: date) -> UUID:
     """The lower bound of a day's ids, for range partitions."""
     start = datetime(day.year, day.month, day.day, tzinfo=UTC)
@@ -129,15 +158,28 @@ _ROOT = re.compile(r"id:[0-9a-f-]{36}\Z|ce:\d{1,4}:.|at:[^:]+:\d{1,10}:\d{1,19}\
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
-@dataclass(frozen=True, slots=True)
 class Root:
     """What a message goes back to, as text: one of our ids, a stranger's (source, id), or coordinates.
 
     `text` is the header `factmesh-root-id`: `id:<uuid>`, `ce:<source length>:<source>:<id>` or
     `at:<topic>:<partition>:<offset>`. Only the first tells its day; the others are known by `gate_hash(text)`.
+    A value: equal by its text. `known` spares reading an id that is at hand: the very one that the text names.
     """
 
-    text: str
+    __slots__ = ("_id", "text")
+
+    def __init__(self, text: str, known: UUID | None = None) -> None:
+        self.text: Final = text
+        self._id = known
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Root) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"Root({self.text!r})"
 
     @classmethod
     def own(cls, id_: UUID) -> Root:
@@ -164,13 +206,13 @@ class Root:
     @property
     def id(self) -> UUID | None:
         """The id, where the root is one of ours; None for strangers and coordinates."""
-        if not self.text.startswith("id:"):
-            return None
-        try:
-            id_ = UUID(self.text[3:])
-        except ValueError:
-            return None
-        return id_ if is_ours(id_) else None
+        if self._id is None and self.text.startswith("id:"):
+            try:
+                id_ = UUID(self.text[3:])
+            except ValueError:
+                return None
+            self._id = id_ if is_ours(id_) else None
+        return self._id
 
 
 def record_id(root: str, group: str) -> UUID:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -14,6 +13,7 @@ from uuid import UUID
 
 from factmesh.errors import DecodeError
 from factmesh.ids import Root
+from factmesh.values import frozen_value
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -26,7 +26,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Delivery:
     """One record as the broker gave it, byte for byte. `timestamp_ms` is Kafka's record timestamp."""
 
@@ -74,7 +74,7 @@ class Delivery:
         return tuple((k, v) for k, v in self.headers if k not in OPENING_HEADERS)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Message:
     """A decoded message. `record` is the decoded Avro record (or canonical event); treat it as read-only.
 
@@ -113,7 +113,7 @@ class Message:
         return f"{self.kind} {self.id or self.root.text} at {self.delivery.where}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Emission:
     """Bytes to publish, exactly as the ledger keeps them. `topic` is the full topic name, namespace included."""
 
@@ -123,11 +123,25 @@ class Emission:
     headers: Headers = ()
 
 
-def _put(out: bytearray, raw: bytes | None) -> None:
-    """Length-prefixed bytes; -1 stands for None, as in Kafka's own record format."""
-    out += struct.pack(">i", -1 if raw is None else len(raw))
-    if raw is not None:
-        out += raw
+_NUMBER = struct.Struct(">i").pack
+_NONE = _NUMBER(-1)
+
+
+_CACHED_CHARS_MAX = 249
+"""What Kafka lets a topic's name be; a stranger's header may be longer, and is not worth remembering."""
+
+
+def _prefixed(text: str) -> bytes:
+    raw = text.encode()
+    return _NUMBER(len(raw)) + raw
+
+
+_remembered = lru_cache(maxsize=1024)(_prefixed)  # topics and header names: few, and each many times a batch
+
+
+def _named(text: str) -> bytes:
+    """A text with its length before it."""
+    return _remembered(text) if len(text) <= _CACHED_CHARS_MAX else _prefixed(text)
 
 
 class _Reader:
@@ -155,20 +169,21 @@ class _Reader:
 
 
 def pack(emissions: Sequence[Emission]) -> bytes | None:
-    """Emissions as the ledger's `emitted` column holds them; None for none."""
+    """Emissions as the ledger's `emitted` column holds them; None for none.
+
+    Lengths come before bytes; a length of -1 stands for None, as in Kafka's own record format.
+    """
     if not emissions:
         return None
-    out = bytearray(b"\x01")
-    out += struct.pack(">i", len(emissions))
+    parts = [b"\x01", _NUMBER(len(emissions))]
     for e in emissions:
-        _put(out, e.topic.encode())
-        _put(out, e.key)
-        _put(out, e.value)
-        out += struct.pack(">i", len(e.headers))
-        for name, value in e.headers:
-            _put(out, name.encode())
-            _put(out, value)
-    return bytes(out)
+        key, value = e.key, e.value
+        parts += (_named(e.topic), _NONE) if key is None else (_named(e.topic), _NUMBER(len(key)), key)
+        parts += (_NONE,) if value is None else (_NUMBER(len(value)), value)
+        parts.append(_NUMBER(len(e.headers)))
+        for name, raw in e.headers:
+            parts += (_named(name), _NONE) if raw is None else (_named(name), _NUMBER(len(raw)), raw)
+    return b"".join(parts)
 
 
 def unpack(raw: bytes | None) -> tuple[Emission, ...]:

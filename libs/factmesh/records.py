@@ -11,16 +11,17 @@ from hashlib import blake2b
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
-from uuid import UUID
 
 import orjson
 
 from factmesh import avro, schema_files
 from factmesh.avro import Schema
+from factmesh.avro_fast import NOT_PLAIN
 from factmesh.avro_strict import strip_logical
 from factmesh.errors import DecodeError, SchemaError, TransientError, ValidationError
-from factmesh.ids import INSTANT_MS_MAX, Root, instant_ms_of, is_ours
+from factmesh.ids import INSTANT_MS_MAX, Root, instant_ms_of, is_ours, uuid_of
 from factmesh.message import Delivery, Message
+from factmesh.records_fast import HASH_PERSON, Encode, Read, Rules
 from factmesh.registry import Registry
 
 SUBJECT_PREFIX: Final = "factmesh."
@@ -37,7 +38,7 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 class _Shape:
     """What decoding asks of one version of a record, beyond Avro's types; compiled once."""
 
-    __slots__ = ("_numbers_of", "_others", "_texts_of", "defaults", "texts", "times", "uuids")
+    __slots__ = ("_numbers_of", "_others", "_texts_of", "defaults", "encode", "read", "texts", "times", "uuids")
 
     def __init__(self, schema: Schema) -> None:
         fields = schema.source["fields"]
@@ -46,14 +47,27 @@ class _Shape:
         self.times = tuple(f["name"] for f in fields if _is_time(f["type"]))
         self.texts = tuple(f["name"] for f in fields if "string" in _branches(f["type"]))
         required = {f["name"]: f["type"] for f in fields if "default" not in f and f["name"] not in UNHASHED}
-        self._texts_of = _tuple_getter(sorted(n for n, t in required.items() if t == "string"))
-        self._numbers_of = _tuple_getter(sorted(n for n, t in required.items() if _branches(t)[0] in ("int", "long")))
+        texts = sorted(n for n, t in required.items() if t == "string")
+        numbers = sorted(n for n, t in required.items() if _branches(t)[0] in ("int", "long"))
+        self._texts_of = _tuple_getter(texts)
+        self._numbers_of = _tuple_getter(numbers)
         self._others = tuple(
             (n, self.defaults.get(n, _ABSENT))
             for n in sorted(schema.field_names)
             if n not in UNHASHED
             and not (n in required and (required[n] == "string" or _branches(required[n])[0] in ("int", "long")))
         )
+        rules = Rules(
+            uuids=frozenset(self.uuids),
+            times=frozenset(self.times),
+            time_bounds=(INSTANT_MS_MIN, INSTANT_MS_MAX),
+            hashed_texts=tuple(texts),
+            hashed_numbers=tuple(numbers),
+            hashed_others=tuple(name for name, _ in self._others),
+        )
+        fast = schema.compile(rules)
+        self.encode: Encode | None = fast[0] if fast else None
+        self.read: Read | None = fast[1] if fast else None
 
     def check(self, record: Mapping[str, Any], where: str) -> None:
         """Raise ValidationError for ids that are none, instants outside the calendar, and NUL in a text."""
@@ -83,7 +97,7 @@ class _Shape:
                 raw = value if type(value) is bytes else str(value).encode()
                 parts.append(f"{name}={len(raw)}:".encode())
                 parts.append(raw)
-        return blake2b(b"".join(parts), digest_size=16, person=b"fm.record.body").digest()
+        return blake2b(b"".join(parts), digest_size=16, person=HASH_PERSON).digest()
 
 
 class _Absent:
@@ -97,6 +111,7 @@ _ABSENT: Final = _Absent()
 class _Route:
     """How bytes of one writer's schema are read: `writer is reader` where both say the same."""
 
+    id: int
     kind: str
     writer: Schema
     reader: Schema
@@ -116,6 +131,7 @@ class Records:
         self._shapes = {kind: _Shape(schema) for kind, schema in own.items()}
         self._by_fullname = {schema.fullname: kind for kind, schema in own.items()}
         self._routes: dict[int, _Route] = {}
+        self._plain: dict[bytes, tuple[_Route, Read]] = {}
 
     @classmethod
     async def open(cls, registry: Registry, schemas_dir: Path | None = None) -> Records:
@@ -142,6 +158,12 @@ class Records:
 
     def encode(self, kind: str, body: Mapping[str, Any]) -> bytes:
         """Framed bytes; fields that have a default may be left out. Raises ValidationError naming the field."""
+        shape = self._shapes.get(kind)
+        if shape is not None and shape.encode is not None:
+            try:
+                return shape.encode(body)
+            except NOT_PLAIN:
+                pass  # what follows judges it and words what is wrong
         schema = self.schema(kind)
         shape = self._shapes[kind]
         record = {**shape.defaults, **body}
@@ -159,30 +181,45 @@ class Records:
 
     def decode(self, delivery: Delivery) -> Message:
         """One of our records as a message. Raises DecodeError, SchemaError or ValidationError: poison, each of them."""
+        value = delivery.value
+        plain = self._plain.get(value[: avro.PREFIX_BYTES]) if value is not None else None
+        if plain is not None and value is not None:
+            route, read = plain
+            try:
+                record, hashed = read(value)
+            except NOT_PLAIN:
+                pass  # what follows judges it and words what is wrong
+            else:
+                return self._message(delivery, route, record, hashed)
         where = delivery.where
-        id = avro.peek_schema_id(delivery.value, where)
-        assert delivery.value is not None
+        id = avro.peek_schema_id(value, where)
+        assert value is not None
         route = self._routes.get(id) or self._route(id, where)
-        written = avro.decode(delivery.value, route.writer, None, where)
+        written = avro.decode(value, route.writer, None, where)
         hashed = route.writer_shape.hash(written)
         record = written
         if route.writer is not route.reader:
-            record = avro.decode(delivery.value, route.writer, route.reader, where)
+            record = avro.decode(value, route.writer, route.reader, where)
         route.reader_shape.check(record, where)
-        own_id = UUID(record["ce_id"])
+        return self._message(delivery, route, record, hashed)
+
+    def _message(self, delivery: Delivery, route: _Route, record: dict[str, Any], hashed: bytes) -> Message:
+        own_text = record["ce_id"]
+        own_id = uuid_of(int(own_text.replace("-", ""), 16))
+        instant_ms = instant_ms_of(own_id)
+        if not is_ours(own_id) or instant_ms > INSTANT_MS_MAX:
+            raise _wrong("ce_id", "is not an id of ours (UUID version 8 that begins with an instant)", delivery.where)
         opened = delivery.root_override if delivery.headers else None
-        if not is_ours(own_id) or instant_ms_of(own_id) > INSTANT_MS_MAX:
-            raise _wrong("ce_id", "is not an id of ours (UUID version 8 that begins with an instant)", where)
         return Message(
-            delivery=delivery,
-            kind=route.kind,
-            root=opened or Root(f"id:{record['ce_id']}"),  # Root.own, without formatting the id again
-            id=own_id,
-            opening=delivery.opening if opened else 0,
-            record=record,
-            hash=hashed,
-            instant_ms=instant_ms_of(own_id),
-            writer_schema_id=id,
+            delivery,
+            route.kind,
+            opened or Root(f"id:{own_text}", own_id),  # Root.own, without formatting the id again
+            own_id,
+            delivery.opening if opened else 0,
+            record,
+            hashed,
+            instant_ms,
+            route.id,
         )
 
     def expect(self, kinds: Collection[str]) -> Callable[[Delivery], Message]:
@@ -221,8 +258,10 @@ class Records:
             # Not `writer is reader` only: a server gives back another object, and identity is the fast path.
             writer = reader.registered(subject=reader.subject, version=reader.version, id=id)
             reader = writer
-        route = _Route(kind, writer, reader, _Shape(writer), _Shape(reader))
+        route = _Route(id, kind, writer, reader, _Shape(writer), _Shape(reader))
         self._routes[id] = route
+        if writer is reader and route.reader_shape.read is not None:
+            self._plain[bytes([avro.MAGIC]) + id.to_bytes(4, "big")] = (route, route.reader_shape.read)
         return route
 
 
