@@ -5,11 +5,11 @@ No policy lives here: what a status means, whether to repeat and what to map bel
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +21,8 @@ from factmesh.errors import ErrorClass, FactmeshError, Reason, TransientError, V
 RESPONSE_BYTES_MAX = 4 * 1024 * 1024
 CONNECTIONS_MAX = 200
 KEEPALIVE_S = 5.0
+#: What every request says unless its caller says otherwise.
+_HEADERS = {"accept": "*/*", "accept-encoding": "gzip, deflate", "user-agent": "factmesh"}
 
 #: The event of the transport's trace hook that comes after connecting and right before the first byte of a request.
 _FIRST_BYTE = ("http11.send_request_headers.started", "http2.send_request_headers.started")
@@ -94,19 +96,14 @@ class HttpClient:
     """
 
     def __init__(self, *, connections_max: int = CONNECTIONS_MAX, verify: bool = True) -> None:
-        self._kept = self._make(
-            httpx2.Limits(
-                max_connections=connections_max, max_keepalive_connections=connections_max, keepalive_expiry=KEEPALIVE_S
-            ),
-            verify,
+        kept = httpx2.Limits(
+            max_connections=connections_max, max_keepalive_connections=connections_max, keepalive_expiry=KEEPALIVE_S
         )
-        self._fresh = self._make(httpx2.Limits(max_connections=connections_max, max_keepalive_connections=0), verify)
-
-    @staticmethod
-    def _make(limits: httpx2.Limits, verify: bool) -> httpx2.AsyncClient:
-        # No cookie is kept: a session of one call must not decide about the next, nor reach another caller's.
-        jar = CookieJar(policy=DefaultCookiePolicy(allowed_domains=()))
-        return httpx2.AsyncClient(follow_redirects=False, trust_env=False, limits=limits, verify=verify, cookies=jar)
+        fresh = httpx2.Limits(max_connections=connections_max, max_keepalive_connections=0)
+        # Transports, not the vendor's clients: those would follow redirects, keep cookies and merge settings, and take
+        # a third of the time of a call in not doing so.
+        self._kept = httpx2.AsyncHTTPTransport(verify=verify, trust_env=False, limits=kept)
+        self._fresh = httpx2.AsyncHTTPTransport(verify=verify, trust_env=False, limits=fresh)
 
     async def close(self) -> None:
         await self._kept.aclose()
@@ -134,10 +131,10 @@ class HttpClient:
                 before_first_byte()
                 sent = True
 
-        client = self._fresh if fresh else self._kept
+        transport = self._fresh if fresh else self._kept
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._exchange(client, request, watch, timeout_s, response_bytes_max)
+                return await self._exchange(transport, request, watch, response_bytes_max)
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:
             # LocalProtocolError: a header or method that may not go out; h11 refuses it before it writes.
             raise ValidationError(
@@ -148,18 +145,20 @@ class HttpClient:
             raise _classified(request, error, sent=sent, timeout_s=timeout_s) from None
 
     async def _exchange(
-        self, client: httpx2.AsyncClient, request: Request, watch: Any, timeout_s: float, response_bytes_max: int
+        self, transport: httpx2.AsyncHTTPTransport, request: Request, watch: Any, response_bytes_max: int
     ) -> Response:
-        outgoing = client.build_request(
+        outgoing = httpx2.Request(
             request.method,
             request.url,
             params=request.query or None,
-            headers=dict(request.headers),
+            headers={**_HEADERS, **{name.lower(): value for name, value in request.headers.items()}},
             content=request.body,
-            timeout=httpx2.Timeout(timeout_s),
             extensions={"trace": watch},
         )
-        answer = await client.send(outgoing, stream=True)
+        if outgoing.url.userinfo:
+            raw = f"{outgoing.url.username}:{outgoing.url.password}".encode()
+            outgoing.headers["authorization"] = "Basic " + b64encode(raw).decode()
+        answer = await transport.handle_async_request(outgoing)
         try:
             body = bytearray()
             async for chunk in answer.aiter_bytes():

@@ -83,6 +83,7 @@ class YamlConnector:
         self._headers = headers
         self._auth = auth
         self._compiled = operations
+        self._operations = {name: compiled.declared for name, compiled in operations.items()}
         self._http = http
         self._clock = clock
         self._expressions = expressions
@@ -93,7 +94,7 @@ class YamlConnector:
 
     @property
     def operations(self) -> Mapping[str, Operation]:
-        return {name: compiled.declared for name, compiled in self._compiled.items()}
+        return self._operations
 
     def __repr__(self) -> str:
         return f"YamlConnector({self._name})"
