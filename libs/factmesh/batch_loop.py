@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -40,6 +40,8 @@ HALT_WINDOW = 200
 HALT_DEAD_MIN = 100
 HALT_SHARE = 0.5
 """Of the last 200 messages of a partition, when at least 100 and half of them died, it halts: a bad deploy."""
+
+_REPEATS = frozenset({Verdict.REPEAT, Verdict.REPUBLISH})
 
 log = structlog.get_logger("factmesh.batch_loop")
 
@@ -261,9 +263,10 @@ class BatchLoop:
         began = self._clock.monotonic()
         now = self._clock.now()
         failures = await self._fetch_schemas(deliveries)
-        items = [self._runner.item(d, now, failures.get(d.where) or error) for d in deliveries]
-        for item in items:
-            item.attempts = attempts
+        items = self._runner.items(deliveries, now, failures, error)
+        if attempts > 1:
+            for item in items:
+                item.attempts = attempts
         missing = self._days.missing(self._runner.days(items, now))
         if missing:
             async with self._pool.acquire() as conn:
@@ -305,7 +308,7 @@ class BatchLoop:
                     raise
                 self._metrics.inc("factmesh_batch_retries_total", self.label, "repeat")
             now = self._clock.now()
-            items = [self._runner.item(d, now, error) for d in deliveries]
+            items = self._runner.items(deliveries, now, error=error)
         return await self._commit_batch(items, fast=False)
 
     async def _commit_batch(self, items: list[Item], *, fast: bool) -> Outcome:
@@ -317,11 +320,11 @@ class BatchLoop:
             reserved[kind] = reserved.get(kind, 0) + n
             return n
 
-        runner = replace(self._runner, reserve=reserve)
+        handle = self._runner.fast if fast else self._runner.slow
         began = self._clock.monotonic()
         try:
             async with self._pool.acquire() as conn, conn.transaction():
-                outcome = await (runner.fast if fast else runner.slow)(conn, items, now)
+                outcome = await handle(conn, items, now, reserve)
                 counts = self._check_flood(outcome.items)
         except BaseException:
             self._claims.unreserve(reserved)
@@ -331,17 +334,20 @@ class BatchLoop:
         for row in outcome.started:
             reserved[row.kind] -= 1
         self._claims.unreserve({kind: n for kind, n in reserved.items() if n > 0})
-        self._claims.begin([replace(r, lease_ends=began + self._claims.lease_s(r.kind)) for r in outcome.started])
+        self._claims.begin(outcome.started, began)
         return outcome
 
     def _check_flood(self, items: Sequence[Item]) -> Mapping[Coordinates, list[int]]:
         """Before the commit: would this much death halt a partition? Conflicts and replays are not a bad deploy."""
         counts: dict[Coordinates, list[int]] = {}
         for item in items:
-            if item.verdict in (Verdict.REPEAT, Verdict.REPUBLISH) or item.opening > 0 or is_conflict(item):
+            if item.verdict in _REPEATS or item.opening > 0 or is_conflict(item):
                 continue
-            dead = counts.setdefault((item.delivery.topic, item.delivery.partition), [0, 0])
-            dead[0 if item.disposition == "dead" else 1] += 1
+            where = (item.delivery.topic, item.delivery.partition)
+            count = counts.get(where)
+            if count is None:
+                count = counts[where] = [0, 0]
+            count[0 if item.disposition == "dead" else 1] += 1
         for where, (dead_n, alive_n) in counts.items():
             health = self._health.setdefault(where, _Health())
             if dead_n and self._halt_on_flood and health.would_halt(dead_n, alive_n):
@@ -365,15 +371,16 @@ class BatchLoop:
         )
 
     def _count(self, items: Sequence[Item]) -> None:
+        became: Counter[tuple[str, str, str]] = Counter()
         for item in items:
             topic = item.delivery.topic
-            if item.verdict in (Verdict.REPEAT, Verdict.REPUBLISH):
-                self._metrics.inc("factmesh_repeats_total", topic, str(item.verdict))
+            if item.verdict in _REPEATS:
+                became["factmesh_repeats_total", topic, str(item.verdict)] += 1
                 continue
-            self._metrics.inc("factmesh_messages_total", topic, item.disposition)
+            became["factmesh_messages_total", topic, item.disposition] += 1
             if item.error is not None:
                 reason = str(getattr(item.error, "reason", "bug"))
-                self._metrics.inc("factmesh_dead_total", topic, reason)
+                became["factmesh_dead_total", topic, reason] += 1
                 log.warning(
                     "message.dead",
                     where=item.delivery.where,
@@ -383,6 +390,8 @@ class BatchLoop:
                     instance_id=str(item.message.instance_id) if item.message and item.message.instance_id else None,
                     error=item.detail,
                 )
+        for (name, topic, what), n in became.items():
+            self._metrics.inc(name, topic, what, by=n)
 
     # --- publishing and offsets --------------------------------------------------------------------------------------
 
@@ -400,8 +409,8 @@ class BatchLoop:
     async def _publish(self, emissions: Sequence[Any]) -> None:
         began = self._clock.monotonic()
         await self._publisher.publish(emissions)
-        for emission in emissions:
-            self._metrics.inc("factmesh_published_total", emission.topic)
+        for topic, n in Counter([e.topic for e in emissions]).items():
+            self._metrics.inc("factmesh_published_total", topic, by=n)
         self._metrics.observe("factmesh_publish_seconds", self._clock.monotonic() - began, self.label)
 
     async def _commit(self, *, force: bool) -> None:

@@ -4,7 +4,7 @@ Pure but for the codec; nothing is sent from here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,16 +13,18 @@ from uuid import UUID
 from factmesh import dlq, ids, topics
 from factmesh.effects import Publish
 from factmesh.errors import ValidationError
-from factmesh.message import Emission, Headers, rfc3339, to_ms
+from factmesh.message import H_TRACEPARENT, Emission, Headers, rfc3339, to_ms
+from factmesh.values import frozen_value
 
 _INHERITED = ("correlation_id", "actor", "business_object_type", "business_object_id")
-_OF_INSTANCE = ("instance_id", "instance_seq")
+_CONSTANT_BYTES_MAX = 1024
+"""The headers' names, and those of their values that no field of the record repeats."""
 
 STATUS_DATASCHEMA = "urn:factmesh:schema:factmesh.status/v1"
 """CloudEvents wants an absolute URI here; a URN names the subject and version without promising a server."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Cause:
     """What an emission goes back to: the root and opening that its id derives from, and the record it inherits from."""
 
@@ -44,34 +46,57 @@ class Emitter:
 
     def emit(self, publish: Publish, cause: Cause, ordinal: int, now: datetime) -> Emission:
         """The `ordinal`-th emission of a cause. Raises ValidationError for one that does not fit its topic."""
-        id_ = publish.id or ids.message_id(self.service, cause.root, cause.opening, ordinal, cause.instant_ms)
-        body: dict[str, Any] = {
-            "ce_id": str(id_),
+        return self.emit_all((publish,), cause, now, ordinal)[0]
+
+    def emit_all(self, publishes: Iterable[Publish], cause: Cause, now: datetime, first: int = 0) -> list[Emission]:
+        """The emissions of a cause, numbered from `first`. Raises ValidationError for one that does not fit."""
+        record = cause.record.get
+        # What all of them share is put together once; what a record does not have is left out below.
+        shared: dict[str, Any] = {
             "ce_source": f"/factmesh/{self.service}",
-            "ce_type": f"factmesh.{publish.record}",
             "ce_time": to_ms(now),
             "traceparent": cause.traceparent,
             "cause_id": cause.cause_id.removeprefix("id:"),
         }
         for name in _INHERITED:
-            body[name] = str(cause.record.get(name) or "")
-        if publish.record != "fact":
-            body["instance_id"] = str(cause.record.get("instance_id") or "")
-            body["instance_seq"] = int(cause.record.get("instance_seq") or 0)
-        body.update(publish.body)
-        topic = topics.full_name(publish.topic, self.namespace)
+            shared[name] = str(record(name) or "")
+        of_instance = {
+            "instance_id": str(record("instance_id") or ""),
+            "instance_seq": int(record("instance_seq") or 0),
+        }
+        trace: Headers = ((H_TRACEPARENT, cause.traceparent.encode()),) if cause.traceparent else ()
+        stem = ""
+        out = []
+        for ordinal, publish in enumerate(publishes, first):
+            if publish.id is not None:
+                id_ = str(publish.id)
+            elif ordinal > ids.ORDINAL_MAX:
+                raise ids.too_many(ordinal)
+            else:
+                stem = stem or ids.message_id_stem(self.service, cause.root, cause.opening, cause.instant_ms)
+                id_ = f"{stem}{ordinal:04x}"
+            envelope = {"ce_id": id_, "ce_type": f"factmesh.{publish.record}"}
+            if publish.record == "fact":
+                out.append(self._encoded(publish, {**shared, **envelope, **publish.body}, trace))
+            else:
+                out.append(self._encoded(publish, {**shared, **of_instance, **envelope, **publish.body}, trace))
+        return out
+
+    def _encoded(self, publish: Publish, body: Mapping[str, Any], headers: Headers) -> Emission:
         value = self.encode(publish.record, body)
-        headers: Headers = (("traceparent", cause.traceparent.encode()),) if cause.traceparent else ()
         if publish.record == "status":
             headers = cloudevent_headers(body) + headers
+        topic = topics.full_name(publish.topic, self.namespace)
         key = publish.key.encode()
-        weight = len(value) + len(key) + sum(len(n) + len(v or b"") for n, v in headers)
-        if weight > topics.VALUE_BYTES_MAX:
-            raise ValidationError(
-                f"the {publish.record} that this would emit weighs {weight} bytes",
-                where=topic,
-                hint=f"at most {topics.VALUE_BYTES_MAX} fit: keep large content elsewhere and pass a reference",
-            )
+        # Every header repeats a field of the value, but for a few constants: a light value has light headers.
+        if 2 * len(value) + len(key) + _CONSTANT_BYTES_MAX > topics.VALUE_BYTES_MAX:
+            weight = len(value) + len(key) + sum(len(n) + len(v or b"") for n, v in headers)
+            if weight > topics.VALUE_BYTES_MAX:
+                raise ValidationError(
+                    f"the {publish.record} that this would emit weighs {weight} bytes",
+                    where=topic,
+                    hint=f"at most {topics.VALUE_BYTES_MAX} fit: keep large content elsewhere and pass a reference",
+                )
         return Emission(topic, key, value, headers)
 
     def dead(self, letter: dlq.DeadLetter) -> Emission:
@@ -79,20 +104,24 @@ class Emitter:
         return dlq.record(letter, self.service)
 
 
+_SPECVERSION = ("ce_specversion", b"1.0")
+_DATASCHEMA = ("ce_dataschema", STATUS_DATASCHEMA.encode())
+_CONTENT_TYPE = ("content-type", b"application/avro")
+
+
 def cloudevent_headers(body: Mapping[str, Any]) -> Headers:
     """CloudEvents 1.0, Kafka protocol binding, binary mode: for topics that others read."""
-    time = rfc3339(int(body["ce_time"]))
-    pairs = (
-        ("ce_specversion", "1.0"),
-        ("ce_id", body["ce_id"]),
-        ("ce_source", body["ce_source"]),
-        ("ce_type", body["ce_type"]),
-        ("ce_time", time),
-        ("ce_subject", body.get("business_object_id") or ""),
-        ("ce_dataschema", STATUS_DATASCHEMA),
-        ("content-type", "application/avro"),
+    head: Headers = (
+        _SPECVERSION,
+        ("ce_id", body["ce_id"].encode()),
+        ("ce_source", body["ce_source"].encode()),
+        ("ce_type", body["ce_type"].encode()),
+        ("ce_time", rfc3339(int(body["ce_time"])).encode()),
     )
-    return tuple((k, v.encode()) for k, v in pairs if v)
+    subject = body.get("business_object_id")
+    if subject:
+        return (*head, ("ce_subject", subject.encode()), _DATASCHEMA, _CONTENT_TYPE)
+    return (*head, _DATASCHEMA, _CONTENT_TYPE)
 
 
 def signal(kind: str, instance: UUID, fields: Mapping[str, Any]) -> Publish:

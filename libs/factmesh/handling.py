@@ -5,7 +5,7 @@ Values only; the transaction that uses them is `batch`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -86,7 +86,8 @@ class Item:
     disposition: str = "done"
     detail: str | None = None
     note: Mapping[str, Any] | None = None
-    emissions: list[Emission] = field(default_factory=list)
+    emissions: Sequence[Emission] = ()
+    traceparent: str | None = None
     hop: Hop | None = None
 
     @property

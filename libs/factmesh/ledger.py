@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from operator import attrgetter
+from typing import NamedTuple
 from uuid import UUID
 
 from factmesh import ids
@@ -20,24 +22,31 @@ SQL = load_sql(__file__, "ledger.sql")
 
 EMPTY_ROWS_MAX = 5000
 """Rows that one statement takes the emitted bytes from."""
+COPY_ROWS_MIN = 12
+"""From here on COPY costs less than as many inserts in one round trip, on both sides (measured)."""
+_NUMBER_OF = attrgetter("id.int")
 
 
-@dataclass(slots=True)
-class Row:
-    """What the ledger will hold of one message: who, what, when, why, caused by what, causing what (B10)."""
+class Row(NamedTuple):
+    """What the ledger will hold of one message: who, what, when, why, caused by what, causing what (B10).
+
+    The fields are the table's columns, in the order in which every statement takes them.
+    """
 
     id: UUID
     root: str | None
     opening: int
     disposition: str
-    delivery: Delivery
+    reason: str | None
+    detail: str | None
+    topic: str
+    partition: int
+    offset: int
+    body_hash: bytes | None
     kind: str
-    body_hash: bytes | None = None
-    reason: str | None = None
-    detail: str | None = None
     business_object_type: str | None = None
     business_object_id: str | None = None
-    instance_id: UUID | None = None
+    instance_id: str | None = None
     correlation_id: str | None = None
     cause_id: str | None = None
     actor: str | None = None
@@ -76,30 +85,6 @@ class Known:
     recorded: dict[UUID, Recorded] = field(default_factory=dict)
 
 
-def _columns(rows: Sequence[Row]) -> tuple[list[object], ...]:
-    return (
-        [r.id for r in rows],
-        [r.root for r in rows],
-        [r.opening for r in rows],
-        [r.disposition for r in rows],
-        [r.reason for r in rows],
-        [r.detail for r in rows],
-        [r.delivery.topic for r in rows],
-        [r.delivery.partition for r in rows],
-        [r.delivery.offset for r in rows],
-        [r.body_hash for r in rows],
-        [r.kind for r in rows],
-        [r.business_object_type for r in rows],
-        [r.business_object_id for r in rows],
-        [r.instance_id for r in rows],
-        [r.correlation_id for r in rows],
-        [r.cause_id for r in rows],
-        [r.actor for r in rows],
-        [r.note for r in rows],
-        [r.emitted for r in rows],
-    )
-
-
 def candidate_id(root: Root, now: datetime) -> UUID:
     """The ledger id that a root gets if this is its first sight: its own, or one of this instant."""
     return root.id or ids.entrance_id("root", root.text, int(now.timestamp() * 1000))
@@ -112,10 +97,16 @@ async def enter_fresh(conn: Connection, roots: Mapping[str, UUID]) -> None:
         await conn.execute(SQL.gate_fresh, hashes, list(roots.values()))
 
 
-async def insert(conn: Connection, rows: Sequence[Row]) -> None:
-    """Fast path: whole rows. A repeat raises a unique violation."""
-    if rows:
-        await conn.execute(SQL.insert_rows, *_columns(rows))
+async def insert(conn: Connection, rows: Iterable[Row]) -> None:
+    """Fast path: whole rows, sorted so that two replicas cannot deadlock. A repeat raises a unique violation.
+
+    Either way is one whole row a message; COPY costs a round trip more and a third as much a row (decision 12).
+    """
+    order = sorted(rows, key=_NUMBER_OF)
+    if len(order) >= COPY_ROWS_MIN:
+        await conn.copy_records_to_table("ledger", records=order, columns=Row._fields)
+    elif order:
+        await conn.executemany(SQL.insert_row, order)
 
 
 async def has_any(conn: Connection, wanted: Sequence[UUID]) -> bool:
@@ -170,7 +161,7 @@ async def claim(conn: Connection, wanted: Mapping[UUID, Delivery], known: Known)
 async def finish(conn: Connection, rows: Sequence[Row], *, forget: Sequence[UUID], seen: Mapping[UUID, int]) -> None:
     """Slow path: write what became of the claimed and opened rows, let go of unused claims, count the repeats."""
     if rows:
-        await conn.execute(SQL.finish_rows, *_columns(rows))
+        await conn.execute(SQL.finish_rows, *map(list, zip(*rows, strict=True)))
     if forget:
         await conn.execute(SQL.forget_rows, list(forget))
     if seen:
@@ -204,7 +195,7 @@ class Days:
         self._held: set[date] = set()
 
     def missing(self, wanted: Iterable[UUID]) -> set[date]:
-        return {ids.day_of(i) for i in wanted} - self._held
+        return {ids.day_of(i) for i in ids.one_of_each_day(wanted)} - self._held
 
     async def ensure(self, conn: Connection, days: Iterable[date]) -> None:
         for day in sorted(days):

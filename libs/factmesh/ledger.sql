@@ -36,14 +36,11 @@ RETURNING id;
 SELECT id, opening, disposition, topic, partition, "offset", body_hash, emitted
   FROM ledger WHERE id = ANY ($1::uuid[]) ORDER BY id FOR UPDATE;
 
--- name: insert_rows
+-- name: insert_row
 -- Fast path: one whole row a message; an id that is there raises a unique violation and nothing of the batch stays.
 INSERT INTO ledger (id, root, opening, disposition, reason, detail, topic, partition, "offset", body_hash, kind,
                     business_object_type, business_object_id, instance_id, correlation_id, cause_id, actor, note, emitted)
-SELECT r.* FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[],
-                     $8::integer[], $9::bigint[], $10::bytea[], $11::text[], $12::text[], $13::text[], $14::uuid[],
-                     $15::text[], $16::text[], $17::text[], $18::bytea[], $19::bytea[]) AS r
- ORDER BY 1;
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19);
 
 -- name: has_any
 -- A projection's fast path: whether one of the ids was recorded, so that the slow path must judge it.

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 
 from factmesh import claims, ledger, telemetry, topics
 from factmesh import settings as settings_module
-from factmesh.batch import Handler, Runner
+from factmesh.batch import Deciding, Handler, Runner
 from factmesh.batch_loop import BatchLoop
 from factmesh.claim_loop import ClaimKind, ClaimLoop, ClaimRuntime
 from factmesh.clock import Clock, SystemClock
@@ -345,16 +345,15 @@ def _batch_loop(context: Context, handler: Handler[Any], careful: bool) -> Batch
             drain=drain,
         )
 
-    runner = Runner(
+    deciding = Deciding(
         service=context.service,
         group=group,
         version=context.version,
         handler=handler,
         emitter=context.emitter,
-        audit_days=settings.audit_days,
-        reserve=context.claims.reserve,
         lease_s=context.claims.lease_s,
     )
+    runner = Runner(deciding, settings.audit_days)
     return BatchLoop(
         runner,
         pool=context.pool,

@@ -34,6 +34,9 @@ from opentelemetry.trace import (
 from factmesh.dlq import describe
 
 _TRACEPARENT = re.compile(r"^00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$")
+_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
+_SAMPLED = frozenset("13579bdf")
+"""The last digit of flags that say: sampled."""
 EXPORT_DELAY_MS = 500
 _tracer: Tracer | None = None
 _provider: TracerProvider | None = None
@@ -114,6 +117,17 @@ def parse_traceparent(text: str | None) -> SpanContext | None:
 def format_traceparent(context: SpanContext) -> str:
     """The header's text."""
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+
+
+def carried(traceparent: str | None) -> tuple[str | None, bool]:
+    """(what a hop hands on: the trace that came in, or None where it is torn; whether a span is to be made).
+
+    As `Hop` judges, without its price: most traces are not sampled, and most messages need nothing else.
+    """
+    text = traceparent or ""
+    if _TRACEPARENT.match(text) is None or text[3:35] == _NO_TRACE or text[36:52] == _NO_SPAN:
+        return None, _tracer is not None
+    return text, _tracer is not None and text[54] in _SAMPLED
 
 
 class Hop:

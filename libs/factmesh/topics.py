@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from factmesh.errors import SettingsError
 
@@ -78,6 +79,7 @@ BY_SHORT = {t.short: t for t in TOPICS}
 DLQ_PREFIX = "dlq."
 
 
+@lru_cache(maxsize=256)  # each emission names its topic
 def full_name(short: str, namespace: str = "") -> str:
     """The full name of a short one: `fact`, `result`, …, `command.<connector>`. Raises SettingsError if unknown."""
     topic = BY_SHORT.get(short)

@@ -11,7 +11,7 @@ from tests.support import kernel, toy
 from factmesh import claims, ids, ledger
 from factmesh.ids import Root
 from factmesh.ledger import Row
-from factmesh.message import Delivery, Emission, pack
+from factmesh.message import Emission, pack
 from factmesh.postgres import Connection
 from factmesh.service import open_service
 from factmesh.stack import Stack
@@ -30,7 +30,7 @@ async def put(conn: Connection, days: ledger.Days, days_ago: float, disposition:
     id_ = id_of(days_ago, disposition)
     await days.ensure(conn, {ids.day_of(id_)})
     emitted = pack([Emission("t", b"k", b"v")])
-    await ledger.insert(conn, [Row(id_, None, 0, disposition, Delivery("t", 0, 0, b"k", b"v"), "k", emitted=emitted)])
+    await ledger.insert(conn, [Row(id_, None, 0, disposition, None, None, "t", 0, 0, None, "k", emitted=emitted)])
     return id_
 
 
