@@ -5,7 +5,7 @@ No parser and no file access lives here; `factmesh.yaml` makes these.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,5 +51,44 @@ class Document:
 
 
 def canonical_json(data: Json) -> bytes:
-    """Sorted keys, no spaces, UTF-8; NaN and infinities are refused."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """Sorted keys, no spaces, UTF-8: equal data give equal bytes. Raises ValueError on NaN and infinities."""
+    return "".join(_canonical(data, 0)).encode()
+
+
+def compact_json(data: Json) -> bytes:
+    """No spaces, UTF-8, keys in their order. Raises ValueError on NaN and infinities."""
+    return "".join(_compact(data, 0)).encode()
+
+
+def _encoder(*, sort_keys: bool) -> Callable[[Json, int], Iterable[str]]:
+    """What `json.dumps` makes anew for each call, which takes it longer than to write a small object.
+
+    It looks for no circles: what comes here was read from JSON, or was put together from such.
+    """
+    slow = json.JSONEncoder(sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return lambda data, _level: (slow.encode(data),)
+    made: Callable[[Json, int], Iterable[str]] = make(
+        None, slow.default, json.encoder.encode_basestring, None, ":", ",", sort_keys, False, False
+    )
+    return made
+
+
+_canonical = _encoder(sort_keys=True)
+_compact = _encoder(sort_keys=False)
+
+
+_decode = json.JSONDecoder().raw_decode
+
+
+def read_json(raw: bytes) -> Json:
+    """What `json.loads` gives, errors too; bytes that begin and end plainly, without its search for their encoding."""
+    try:
+        text = raw.decode()
+        value, end = _decode(text)
+        if end == len(text):
+            return value
+    except ValueError:
+        pass
+    return json.loads(raw)

@@ -145,7 +145,7 @@ async def test_an_instance_moves_on_only_from_the_seq_that_was_loaded(schema: Ta
             await store.save(conn, [Change(tables.key(result), stale, after, [(result, effects)])])
     row = await conn.fetchrow("SELECT seq, status FROM instances")
     assert (row["seq"], row["status"]) == (2, "completed")
-    assert state.instances[b.instance.id].seq == 1
+    assert state.instances[str(b.instance.id)].seq == 1
     await conn.close()
 
 

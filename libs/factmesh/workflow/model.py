@@ -236,7 +236,7 @@ class Workflow:
             ) from None
 
     def index(self, name: str) -> int:
-        return self._index[self.step(name).name]
+        return self._index[name] if name in self._index else self._index[self.step(name).name]
 
     def next_of(self, name: str, then: str = CONTINUE) -> str | None:
         """Where `then` leads from step `name`: a step's name, or None where the instance ends."""

@@ -4,17 +4,17 @@ No I/O, no clock, no randomness; what a decision needs to know, the definitions 
 
 from __future__ import annotations
 
-import json
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from factmesh.document import read_json
 from factmesh.effects import Discard, Effect, MarkLedger, Publish
 from factmesh.errors import BusinessError, OnBehalf, Reason, ValidationError
 from factmesh.message import Message
+from factmesh.values import frozen_value
 from factmesh_orchestrator import flow
 from factmesh_orchestrator.definitions import Deployed
 from factmesh_orchestrator.model import (
@@ -37,7 +37,7 @@ MAX_AGE = "max_age"
 REASON_CHARS_MAX = 500
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Address:
     """The state of a signal that names an instance but not its business object: where that object is, if anywhere.
 
@@ -65,14 +65,15 @@ def decide_with(
         return state, _address(state, message)
     obj = ObjectTurn(state, message, now)
     if message.kind == "fact":
-        _fact(obj, now + timedelta(seconds=kept_horizon_s))
+        _fact(obj, kept_horizon_s)
     elif message.kind == "result":
         _result(obj)
     elif message.kind == "signal":
         _signal(obj)
     else:
         raise ValidationError(f"the orchestrator takes facts, results and signals, not a {message.kind}")
-    _start_queued(obj)
+    if obj.queue:
+        _start_queued(obj)
     effects = obj.out.all()
     if effects and isinstance(effects[0], Discard):
         return state, effects
@@ -92,14 +93,14 @@ def _address(state: Address, message: Message) -> Sequence[Effect]:
 # --- facts -----------------------------------------------------------------------------------------------------------
 
 
-def _fact(obj: ObjectTurn, horizon: datetime) -> None:
+def _fact(obj: ObjectTurn, kept_horizon_s: float) -> None:
     """Wake who awaits it, start what it starts, else keep it (DESIGN section 4)."""
     fact = _fact_of(obj.message)
     woken = _wake(obj, fact)
     starts = obj.definitions.by_fact.get(fact.type, ())
     accepted = [_second(obj, deployed, fact) for deployed in starts]
     if not woken and not starts:
-        obj.keep(fact, horizon)
+        obj.keep(fact, obj.now + timedelta(seconds=kept_horizon_s))
     elif not woken and not any(accepted):
         names = ", ".join(d.name for d in starts)
         obj.out.effects.insert(
@@ -125,7 +126,7 @@ def _fact_of(message: Message) -> KeptFact:
 def _wake(obj: ObjectTurn, fact: KeptFact) -> bool:
     woken = False
     for id_ in list(obj.active):
-        instance = obj.instances.get(id_)
+        instance = obj.instances.get(str(id_))
         awaiting = next((a for a in instance.awaits if a.type == fact.type), None) if instance is not None else None
         if instance is None or awaiting is None:
             continue
@@ -428,8 +429,8 @@ SIGNALS: Mapping[str, Callable[[ObjectTurn, Mapping[str, Any]], None]] = {
 
 
 def _known(obj: ObjectTurn) -> Instance | None:
-    id_ = _uuid(obj.message)
-    return obj.instances.get(id_)
+    # The text of an id of ours is its only form; any other is no instance, or no id.
+    return obj.instances.get(obj.message.record["instance_id"]) or obj.instances.get(str(_uuid(obj.message)))
 
 
 def _uuid(message: Message) -> UUID:
@@ -457,7 +458,7 @@ def _instance(obj: ObjectTurn) -> Instance:
 
 def _json(raw: bytes, what: str) -> Any:
     try:
-        return json.loads(raw)
+        return read_json(raw)
     except (ValueError, RecursionError):
         raise ValidationError(f"{what} is not JSON", hint="correct it and replay") from None
 

@@ -13,12 +13,16 @@ from factmesh.ids import canonical_json
 from factmesh.retry import RetryPolicy
 from factmesh.workflow import CallStep, CompiledWorkflow, SwitchStep
 
+INSTANTS = ("due_by", "occurred_at", "received_at")
+"""What an expression reads of a fact as RFC 3339 text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
     """One version of a workflow, ready to decide with. Durations in milliseconds, as the records' instants.
 
     `reads_instance`: whether any step's expression names `instance`; where none does, its values are not made.
+    `reads_instants`: which of the fact's instants its input names; the others are not written as text.
     """
 
     compiled: CompiledWorkflow
@@ -33,6 +37,7 @@ class Deployed:
     next_steps: Mapping[str, str | None]
     retries: Mapping[str, bytes]
     reads_instance: bool
+    reads_instants: frozenset[str]
 
     @property
     def on_repeat(self) -> str:
@@ -74,6 +79,9 @@ def deployed(compiled: CompiledWorkflow, policies: Mapping[str, RetryPolicy], co
             for s in workflow.steps
             for _, node in s.templates().values()
             for _, text in expressions_of(node)
+        ),
+        reads_instants=frozenset(
+            name for name in INSTANTS for _, text in expressions_of(workflow.input_from) if name in text
         ),
     )
 

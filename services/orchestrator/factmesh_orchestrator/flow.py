@@ -4,13 +4,13 @@ No message is read here: `decide` turns messages into calls of these functions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from uuid import UUID
 
 from factmesh import ids
 from factmesh.errors import BusinessError
-from factmesh_orchestrator.definitions import Deployed
+from factmesh_orchestrator.definitions import INSTANTS, Deployed
 from factmesh_orchestrator.model import Event, Instance, KeptFact, Status, StepState
 from factmesh_orchestrator.steps import (
     REASON_CHARS_MAX,
@@ -33,8 +33,13 @@ from factmesh_orchestrator.turn import (
 )
 
 
-def fact_values(type_: str, fact_id: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The canonical fact as expressions read it. `record["data"]` is decoded already."""
+def fact_values(
+    type_: str, fact_id: str, record: Mapping[str, Any], instants: Collection[str] = INSTANTS
+) -> dict[str, Any]:
+    """The canonical fact as expressions read it. `record["data"]` is decoded already.
+
+    Of the instants, which take some time to write, only those asked for have their value.
+    """
     return {
         "id": fact_id,
         "type": type_,
@@ -43,11 +48,9 @@ def fact_values(type_: str, fact_id: str, record: Mapping[str, Any]) -> dict[str
         "business_object_type": record["business_object_type"],
         "correlation_id": record["correlation_id"],
         "data": record["data"],
-        "due_by": instant_text(record["due_by"]),
-        "occurred_at": instant_text(record["occurred_at"]),
-        "received_at": instant_text(record["received_at"]),
         "source": record["source"],
         "status": record["status"],
+        **{name: instant_text(record[name]) if name in instants else None for name in INSTANTS},
     }
 
 
@@ -59,8 +62,7 @@ def start(obj: ObjectTurn, deployed: Deployed, fact: KeptFact) -> None:
             hint="declare what a second fact means: onRepeat: ignore, reject or queue",
         )
     record = fact.record
-    where = f"workflow {deployed.name} {deployed.version}"
-    values = deployed.compiled.input_of(fact_values(fact.type, fact.id, record))
+    values = deployed.compiled.input_of(fact_values(fact.type, fact.id, record, deployed.reads_instants))
     occurred_at: int = record["occurred_at"]
     due_by = record["due_by"]
     if due_by is None and deployed.sla_ms is not None:
@@ -88,7 +90,7 @@ def start(obj: ObjectTurn, deployed: Deployed, fact: KeptFact) -> None:
         ),
         None,
     )
-    turn.weigh(values, INPUT_BYTES_MAX, "the input that it keeps", where)
+    turn.weigh(values, INPUT_BYTES_MAX, "the input that it keeps", f"workflow {deployed.name} {deployed.version}")
     run(turn, enter(turn, deployed.compiled.workflow.start))
     obj.settle(turn)
 
@@ -142,12 +144,14 @@ def run(turn: Turn, at: tuple[str, Move]) -> None:
 def _through(turn: Turn, name: str, move: Done) -> str | None:
     """The step is done: keep its declared output, within its bound. Where the flow goes on, or None."""
     if move.output is not None:
-        turn.weigh(move.output, OUTPUT_BYTES_MAX, "its output", f"step {name} of instance {turn.instance.id}")
+        turn.weigh(move.output, OUTPUT_BYTES_MAX, "its output", f"step {name} of instance {turn.id_text}")
     turn.forget(name)
-    turn.steps[name] = turn.steps[name]._replace(status="done", output=move.output)
-    if turn.deployed.compiled.step(name).step.has_output:
+    was = turn.steps[name]
+    turn.steps[name] = StepState("done", was.runs, move.output, was.command_id, was.error_class, was.error_message)
+    compiled = turn.deployed.compiled
+    if compiled.step(name).step.has_output:
         turn.scope_ = None  # what later expressions read has changed
-    return turn.deployed.compiled.workflow.next_of(name, move.then)
+    return compiled.workflow.next_of(name, move.then)
 
 
 def step_failed(turn: Turn, name: str, failed: Failed) -> None:

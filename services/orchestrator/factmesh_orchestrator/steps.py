@@ -5,10 +5,10 @@ A kind is added here and in `factmesh.workflow.steps`, nowhere else. It works on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 from factmesh.errors import BusinessError
+from factmesh.values import frozen_value
 from factmesh.workflow import CallStep, CompiledStep, NotifyStep, RaiseStep, SwitchStep
 from factmesh_orchestrator.model import Status
 from factmesh_orchestrator.turn import Turn
@@ -22,7 +22,7 @@ STEPS_PER_MESSAGE_MAX = 100
 # --- what arrives for a step -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Result:
     """The outcome of a command of this step. Failed means known not to have worked."""
 
@@ -33,14 +33,14 @@ class Result:
     error_message: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Fired:
     """A timer of this step."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Arrived:
     """A fact that this step awaited; `fact` is what expressions read of it."""
 
@@ -54,14 +54,14 @@ Cause = Result | Fired | Arrived
 # --- what a step answers ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Rest:
     """Nothing more now: something is outstanding. `waiting`: for a fact, a timer or a person, not for a system."""
 
     waiting: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Done:
     """The step is through; the flow goes on by `then`."""
 
@@ -70,7 +70,7 @@ class Done:
     output: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Failed:
     """The step is known not to have worked."""
 
@@ -78,7 +78,7 @@ class Failed:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Ended:
     """The step ends the instance."""
 
@@ -91,7 +91,7 @@ REST = Rest()
 WAITING = Rest(waiting=True)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class StepKind:
     """One kind of step."""
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -57,7 +56,7 @@ class Store:
     async def load(self, conn: Connection, messages: Sequence[Message], now: datetime) -> Mapping[str, State]:
         """Lock the objects of these messages, creating those of facts; then read them and the instances they need."""
         objects: dict[str, tuple[ObjectKey, bool]] = {}
-        wanted: set[UUID] = set()
+        wanted: set[str] = set()
         addresses: dict[str, str] = {}
         for m in messages:
             name = key(m)
@@ -68,7 +67,7 @@ class Store:
             whole = m.kind == "fact" or (known is not None and known[1])
             objects[name] = (ObjectKey(m.record["business_object_type"], m.record["business_object_id"]), whole)
             if m.record.get("instance_id"):
-                wanted.add(UUID(m.record["instance_id"]))
+                wanted.add(m.record["instance_id"])
         found: dict[str, State] = dict(await self._find(conn, addresses)) if addresses else {}
         if objects:
             order = sorted(objects.values())
@@ -91,24 +90,29 @@ class Store:
         return found
 
     async def _states(self, conn: Connection, rows: Iterable[Record]) -> dict[str, ObjectState]:
-        states: dict[str, ObjectState] = {}
-        instances: dict[str, dict[UUID, Instance]] = {}
+        objects: list[tuple[str, Record]] = []
+        instances: dict[str, dict[str, Instance]] = {}
+        unknown: set[tuple[str, str]] = set()
         for row in rows:
-            object_key = ObjectKey(row["object_type"], row["object_id"])
-            name = f"{object_key.type}\x1f{object_key.id}"
-            if row["instance_id"] is None:
-                active = dict(zip(row["active"], row["active_workflows"], strict=True))
-                raw = orjson.loads(row["state"]) if row["state"] is not None else {}
-                states[name] = ObjectState.from_row(object_key, raw, active)
-            else:
-                instance = Instance.from_json(orjson.loads(row["state"]))
-                instances.setdefault(name, {})[instance.id] = instance
-        await self.know(conn, {(i.workflow, i.version) for of in instances.values() for i in of.values()})
+            name = f"{row['object_type']}\x1f{row['object_id']}"
+            id_ = row["instance_id"]
+            if id_ is None:
+                objects.append((name, row))
+                continue
+            instance = Instance.from_json(orjson.loads(row["state"]), id_)
+            instances.setdefault(name, {})[str(id_)] = instance
+            if (instance.workflow, instance.version) not in self._known:
+                unknown.add((instance.workflow, instance.version))
+        if unknown:
+            await self.know(conn, unknown)
         # An instance whose object is not locked here was named by a message of another object: it is not shown.
-        return {
-            name: replace(state, instances=instances.get(name, {}), definitions=self._index)
-            for name, state in states.items()
-        }
+        states: dict[str, ObjectState] = {}
+        for name, row in objects:
+            waiting = orjson.loads(row["state"]) if row["state"] is not None else {}
+            active = dict(zip(row["active"], row["active_workflows"], strict=True))
+            key = ObjectKey(row["object_type"], row["object_id"])
+            states[name] = ObjectState.from_row(key, waiting, active, instances.get(name, {}), self._index)
+        return states
 
     def initial(self, message: Message) -> State:
         """The state of an object that `load` did not find: no fact of it ever came here."""
@@ -142,7 +146,7 @@ class Store:
                 if instance.status in ATTENTION:
                     noticed.append(_attention_row(instance))
                 elif was is not None and was.status in ATTENTION:
-                    settled.append(id_)
+                    settled.append(instance.id)
         if not (objects or created or moved):
             return
         counts = await conn.fetchrow(
