@@ -100,7 +100,7 @@ async def enter_fresh(conn: Connection, roots: Mapping[str, UUID]) -> None:
 async def insert(conn: Connection, rows: Iterable[Row]) -> None:
     """Fast path: whole rows, sorted so that two replicas cannot deadlock. A repeat raises a unique violation.
 
-    Either way is one whole row a message; COPY costs a round trip more and a third as much a row (decision 12).
+    Either way is one whole row a message; COPY costs a round trip more and a third as much a row (decision 13).
     """
     order = sorted(rows, key=_NUMBER_OF)
     if len(order) >= COPY_ROWS_MIN:
