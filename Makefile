@@ -8,10 +8,10 @@ PROJECT ?= examples/customer_onboarding
 EXTRAS := intake orchestrator connector notifier quarantine embedded cli sandbox
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format verify bench up lock wheel proof clean
+.PHONY: help setup demo test check format verify bench bench-growth bench-peers up lock wheel proof clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Create .venv and install everything, by hash
 # The stamp hangs on what decides the environment's content, so that a second call does nothing.
@@ -44,8 +44,14 @@ format: setup  ## Rewrite the code in the house's format
 verify: setup  ## Fail when something generated drifted from its source
 	@$(BIN)/python .ci/verify.py
 
-bench: setup  ## Measure the workload W3 against a hand-written loop, 3 minutes; FULL=1 takes longer
+bench: setup  ## Measure W3 against a hand-written loop, 5 minutes; FULL=1: everything, an hour
 	@PYTHONPATH=. $(BIN)/python -m tests.bench.w3 $(if $(FULL),--full)
+
+bench-growth: setup  ## Measure W3 as ledger, payload, steps, replicas, partitions grow, 25 minutes
+	@PYTHONPATH=. $(BIN)/python -m tests.bench.w3 --parts growth,plans
+
+bench-peers: setup  ## Measure W3 on DBOS and Restate beside ours, 9 minutes; needs npm
+	@PYTHONPATH=. $(BIN)/python -m tests.bench.w3 --parts peers
 
 wheel: setup  ## Build the wheel into dist/
 	@rm -rf dist && $(BIN)/python -m hatchling build -t wheel

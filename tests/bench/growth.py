@@ -185,7 +185,7 @@ class Growth:
         return out
 
     async def pair(self, name: str, shape: Shape) -> dict[str, Any]:
-        """A young database, its statistics taken as autovacuum takes them; then grown before anybody looks again."""
+        """Services on empty tables of which the statistics say so; then grown before anybody takes new ones."""
         stack, plan = self.stack.stack, replace(self.plan, window=100)
         observer = plans.Observer(stack.postgres_dsn, self.stack.postgres.log_path, f"{name}_")
         found: dict[str, Any] = {}
@@ -195,9 +195,9 @@ class Growth:
                 load = Load(stack.bootstrap, system.topic_in, system.topic_status, name, DATA_BYTES)
                 seeder = Seeder(stack.postgres_dsn, [f"{name}_{s}" for s in SERVICES], say)
                 try:
+                    await _vacuum(stack.postgres_dsn)
                     await load.closed(plan.window, 60.0, enough=int(SAMPLE_WORKFLOWS * 1.5))
                     await load.idle()
-                    await _analyze(stack.postgres_dsn)
                     for when in ("young", "grown"):
                         if when == "grown":
                             await seeder.to(len(load.watcher.done), plan.grown_workflows, analyze=False)
@@ -235,7 +235,7 @@ async def _autovacuum(dsn: str, *, on: bool) -> None:
     await connection.close()
 
 
-async def _analyze(dsn: str) -> None:
+async def _vacuum(dsn: str) -> None:
     connection: Any = await asyncpg.connect(dsn)
-    await connection.execute("ANALYZE")
+    await connection.execute("VACUUM (ANALYZE)")
     await connection.close()

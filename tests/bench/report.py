@@ -136,7 +136,7 @@ def _cost_cells(point: Mapping[str, Any]) -> list[str]:
 
 def _variants(pair: Mapping[str, Any]) -> Table:
     rows = []
-    plain = {"two statuses, batches of 500": pair["ideal"]} if "ideal" in pair else {}
+    plain = {"as in the round": pair["ideal"]} if "ideal" in pair else {}
     for name, found in {**plain, **pair["ideal_variants"]}.items():
         knee = found["saturation"]["knee"]
         rows.append((name, _number(knee["per_s"], 0), *_cost_cells(knee)))

@@ -61,14 +61,10 @@ class Seeder:
         With `analyze`, as autovacuum would have done on the way.
         """
         began = time.monotonic()
+        rows = sum(await asyncio.gather(*(self._schema(s, present, wanted, analyze) for s in self._schemas)))
         admin: Any = await asyncpg.connect(self._dsn)
-        await admin.execute("CREATE SCHEMA IF NOT EXISTS bench_seed")
-        try:
-            rows = sum(await asyncio.gather(*(self._schema(s, present, wanted, analyze) for s in self._schemas)))
-            await admin.execute("CHECKPOINT")
-        finally:
-            await admin.execute("DROP SCHEMA IF EXISTS bench_seed CASCADE")
-            await admin.close()
+        await admin.execute("CHECKPOINT")
+        await admin.close()
         took = time.monotonic() - began
         self._say(f"  {rows:,} rows of {wanted - present:,} workflows copied in {took:.0f} s")
         return {"workflows": wanted, "rows": rows, "seconds": round(took, 1)}
@@ -82,6 +78,7 @@ class Seeder:
                 rows += await self._fill(connection, table, wanted - present)
                 if analyze:
                     await connection.execute(f"VACUUM (ANALYZE) {table.name}")
+                await connection.execute(f"DROP TABLE {table.sample}")
         finally:
             await connection.close()
         return rows
@@ -89,7 +86,8 @@ class Seeder:
     async def _tables(self, connection: Any, schema: str, present: int) -> list[_Table]:
         found = []
         for row in await connection.fetch(TABLES, schema):
-            name, sample = f'"{schema}"."{row["name"]}"', f'bench_seed."{schema}_{row["name"]}"'
+            # In a schema that is there: a new one, a temporary one too, has every session plan everything again.
+            name, sample = f'"{schema}"."{row["name"]}"', f'public."seed_{schema}_{row["name"]}"'
             count = await connection.fetchval(f"SELECT count(*) FROM {name}")
             if count / present < GROWS_FROM:
                 continue
@@ -100,6 +98,7 @@ class Seeder:
             await connection.execute(f"CREATE UNLOGGED TABLE {sample} AS SELECT * FROM {name} {settled} LIMIT {limit}")
             values = [await self._copy(connection, sample, c) for c in columns]
             if not any(c["is_unique"] and v != _plain(c) for v, c in zip(values, columns, strict=True)):
+                await connection.execute(f"DROP TABLE {sample}")
                 continue  # nothing in its key can be made new: not a table of workflows
             names = [f'"{c["name"]}"' for c in columns]
             rows = await connection.fetchval(f"SELECT count(*) FROM {sample}")

@@ -170,4 +170,4 @@ def _plans(result: Mapping[str, Any]) -> list[Verdict]:
 
 
 def _bad(one: Mapping[str, Any]) -> str:
-    return f"{one['what'][:70]} {one['young']:g} → {one['grown']:g} {one['unit']}"
+    return f"{one['what'][:60]} … {one['young']:.3g} → {one['grown']:.3g} {one['unit']} a workflow"

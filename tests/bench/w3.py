@@ -36,6 +36,8 @@ IDEAL_VARIANTS: Mapping[str, Mapping[str, str]] = {
 }
 """Of the ideal loop, saturation alone: with as many statuses as ours, and at another setting that may be its best."""
 
+VARIANT_S = 15.0
+
 
 @dataclass
 class Bench:
@@ -87,7 +89,8 @@ class Bench:
                 for at, name in enumerate(self.variants):
                     settings = {**self.ideal_given, **IDEAL_VARIANTS[name]}
                     async with opened("ideal", stack, self.folder, f"variant{at}", settings) as system:
-                        plan = replace(self.plan, alone_n=0, drain_n=0, shares=(), http_s=0.0)
+                        stretch_s = min(self.plan.saturation_s, VARIANT_S)
+                        plan = replace(self.plan, alone_n=0, drain_n=0, shares=(), saturation_s=stretch_s)
                         say(f"the ideal loop with {name}")
                         pair["ideal_variants"][name] = await measure(system, stack, plan, None, f"v{at}")
             if self.only != "ideal" and self.plan.http_s:

@@ -30,7 +30,7 @@ from factmesh_cli.mesh import free_port
 
 HERE = Path(__file__).parent
 HOME = HERE.parents[2] / "build/peers"
-PYTHON_PACKAGES = ("dbos==3.4.0", "restate-sdk==1.3.0", "hypercorn==0.18.0")
+PYTHON_PACKAGES = ("dbos==3.4.0", "restate-sdk==1.3.0", "hypercorn==0.18.0", "uvloop==0.23.0")
 NPM_PACKAGES = ("@restatedev/restate-server@1.7.12",)
 READY_S_MAX = 60.0
 STOP_S_MAX = 10.0
@@ -185,8 +185,9 @@ async def restate(folder: Path, partitions: int, workers: int, dedup: bool) -> A
     server_argv = [str(_binary()), "--base-dir", str(folder / name), "--bind-address", f"127.0.0.1:{node}"]
     server_argv += ["--default-num-partitions", str(partitions), "--no-logo", "--log-filter", "warn"]
     (folder / f"{name}.toml").write_text(
-        f'bind = "127.0.0.1:{service}"\nworkers = {workers}\nh2_max_concurrent_streams = 2147483647\n'
-        "keep_alive_max_requests = 2147483647\nkeep_alive_timeout = 2147483647\n",
+        f'bind = "127.0.0.1:{service}"\nworkers = {workers}\nworker_class = "uvloop"\n'
+        "h2_max_concurrent_streams = 2147483647\nkeep_alive_max_requests = 2147483647\n"
+        "keep_alive_timeout = 2147483647\n",
         encoding="utf-8",
     )
     service_argv = [str(HOME / "venv/bin/python"), "-m", "hypercorn", "-c", str(folder / f"{name}.toml")]
