@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,36 +19,91 @@ from factmesh.topics import DLQ_BYTES_MAX
 
 DELIVERY_TIMEOUT_S = 120.0
 QUEUE_MESSAGES_MAX = 100_000
+QUEUE_FULL_WAIT_S = 0.01
 #: The partitioner of Kafka's own clients; librdkafka's default differs, and then one key lies on two partitions.
 PARTITIONER = "murmur2_random"
 
 
 class _Wave:
-    """Emissions that are published together: counts acknowledgements and keeps what failed."""
+    """Emissions that are published together under one callback: counts the answers, and keeps which of them failed.
 
-    __slots__ = ("failed", "left", "lock", "loop", "ready")
+    Answers come on the producer's thread alone and refusals on the loop's alone: each writes its own number, so that
+    nothing is locked, and looks at the other's afterwards.
+    """
+
+    __slots__ = ("_answered", "_awaited", "_loop", "errors", "failed", "ready")
 
     def __init__(self, n: int, loop: asyncio.AbstractEventLoop) -> None:
-        self.left = n
-        self.failed: list[tuple[Emission, KafkaError]] = []
-        self.loop = loop
-        self.lock = threading.Lock()
+        self._awaited = n
+        self._answered = 0
+        self._loop = loop
+        self.errors: list[KafkaError] = []
+        self.failed: set[_Bytes] = set()
         self.ready: asyncio.Future[None] = loop.create_future()
 
-    def ack(self, emission: Emission, error: KafkaError | None) -> None:
-        """Called on the producer's thread, and on the loop's for what the producer did not even take."""
-        with self.lock:
-            if error is not None:
-                self.failed.append((emission, error))
-            self.left -= 1
-            done = self.left == 0
-        if done:
+    def answer(self, error: KafkaError | None, message: Any) -> None:
+        """What became of one that the producer took."""
+        if error is not None:
+            self.failed.add((message.topic(), message.key() or b"", message.value() or b""))
+            self.errors.append(error)
+        self._answered += 1
+        if self._answered >= self._awaited:
             with contextlib.suppress(RuntimeError):  # the loop may be closed at a hard stop
-                self.loop.call_soon_threadsafe(self._set)
+                self._loop.call_soon_threadsafe(self._set)
+
+    def refuse(self, error: KafkaError, emission: Emission) -> None:
+        """The producer did not even take this one."""
+        self.failed.add(_bytes_of(emission))
+        self.errors.append(error)
+        self._awaited -= 1
+        if self._answered >= self._awaited:
+            self._set()
 
     def _set(self) -> None:
         if not self.ready.done():
             self.ready.set_result(None)
+
+
+_Bytes = tuple[str, bytes, bytes]
+
+
+def _bytes_of(emission: Emission) -> _Bytes:
+    """By what an answer tells which emission it is about: it has no headers. A twin is published again with it."""
+    return (emission.topic, emission.key or b"", emission.value or b"")
+
+
+class _Answers:
+    """Acknowledgements on their way from the producer's thread to those who wait on the loop: one wake-up a burst."""
+
+    __slots__ = ("_due", "_loop", "_woken")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: deque[tuple[asyncio.Future[None], KafkaError | None]] = deque()
+        self._woken = False
+
+    def put(self, waiting: asyncio.Future[None], error: KafkaError | None) -> None:
+        """Called on the producer's thread. First the answer, then the look: `_deliver` does it the other way round."""
+        self._due.append((waiting, error))
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(RuntimeError):  # the loop may be closed at a hard stop
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = False
+        while self._due:
+            waiting, error = self._due.popleft()
+            if waiting.done():
+                continue  # its caller has given up
+            if error is None:
+                waiting.set_result(None)
+            else:
+                waiting.set_exception(_refused(error))
+
+
+def _refused(error: KafkaError) -> BrokerError:
+    return BrokerError(f"not published: {error.str()}", hint="try again when the broker answers")
 
 
 class Publisher:
@@ -75,6 +131,7 @@ class Publisher:
         self._producer = Producer(self._config)
         self._retired: list[Producer] = []
         self._lock = threading.Lock()
+        self._answers: _Answers | None = None
         self._thread = threading.Thread(target=self._poll, name="kafka-producer", daemon=True)
         self._thread.start()
 
@@ -94,46 +151,72 @@ class Publisher:
         while pending:
             wave = _Wave(len(pending), asyncio.get_running_loop())
             producer = self._producer
-            for emission in pending:
-                await self._produce(emission, wave)
+            taken = self._produce(pending, 0, wave)
+            while taken < len(pending):
+                await asyncio.sleep(QUEUE_FULL_WAIT_S)
+                taken = self._produce(pending, taken, wave)
             await wave.ready
-            if not wave.failed:
+            if not wave.errors:
                 return
-            first = wave.failed[0][1]
+            first = wave.errors[0]
             if not patient:
-                raise BrokerError(f"not published: {first.str()}", hint="try again when the broker answers")
+                raise _refused(first)
+            pending = [emission for emission in pending if _bytes_of(emission) in wave.failed] or pending
             log.error(
                 "kafka.publish_failed",
-                message=f"{len(wave.failed)} messages were not acknowledged and are published again",
+                message=f"{len(pending)} messages were not acknowledged and are published again",
                 error=first.str(),
-                topic=wave.failed[0][0].topic,
+                topic=pending[0].topic,
             )
-            self._on_retry(len(wave.failed))
-            if any(error.fatal() for _, error in wave.failed):
+            self._on_retry(len(pending))
+            if any(error.fatal() for error in wave.errors):
                 self._renew(producer)
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, WAIT_MAX_S)
-            pending = [emission for emission, _ in wave.failed]
 
-    async def _produce(self, emission: Emission, wave: _Wave) -> None:
-        def acknowledged(error: KafkaError | None, _message: Any, e: Emission = emission) -> None:
-            wave.ack(e, error)
+    def send(self, emission: Emission) -> asyncio.Future[None]:
+        """Publish one, impatiently: done at its own acknowledgement, or fails alone with BrokerError.
 
-        while True:
+        For entrances, where many callers wait at once, each for its own; they are not held up by each other's.
+        """
+        loop = asyncio.get_running_loop()
+        answers = self._answers
+        if answers is None or answers._loop is not loop:
+            answers = self._answers = _Answers(loop)
+        waiting: asyncio.Future[None] = loop.create_future()
+        producer = self._producer
+
+        def acknowledged(error: KafkaError | None, _message: Any) -> None:
+            if error is not None and error.fatal():
+                loop.call_soon_threadsafe(self._renew, producer)
+            answers.put(waiting, error)
+
+        try:
+            producer.produce(
+                emission.topic,
+                value=emission.value,
+                key=emission.key,
+                headers=list(emission.headers) or None,
+                on_delivery=acknowledged,
+            )
+        except BufferError:
+            waiting.set_exception(BrokerError("not published: the queue is full", hint="try again later"))
+        except KafkaException as error:
+            acknowledged(error.args[0], None)
+        return waiting
+
+    def _produce(self, emissions: Sequence[Emission], begin: int, wave: _Wave) -> int:
+        """Hand them to the producer from `begin` on; the index of the first that its full queue did not take."""
+        produce, answer = self._producer.produce, wave.answer
+        for n in range(begin, len(emissions)):
+            e = emissions[n]
             try:
-                self._producer.produce(
-                    emission.topic,
-                    value=emission.value,
-                    key=emission.key,
-                    headers=list(emission.headers) or None,
-                    on_delivery=acknowledged,
-                )
-                return
+                produce(e.topic, value=e.value, key=e.key, headers=list(e.headers) or None, on_delivery=answer)
             except BufferError:
-                await asyncio.sleep(0.01)
+                return n
             except KafkaException as error:
-                wave.ack(emission, error.args[0])
-                return
+                wave.refuse(error.args[0], e)
+        return len(emissions)
 
     def _renew(self, failed: Producer) -> None:
         """After a fatal error the idempotent producer is of no use any more; what failed goes through a new one.
@@ -155,7 +238,10 @@ class Publisher:
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Flush what is queued, at most `timeout_s`; what is left is in the ledger and is published again."""
-        await asyncio.to_thread(self._producer.flush, timeout_s)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout_s
+        while len(self._producer) and loop.time() < until:  # not flush: answers come on the producer's thread alone
+            await asyncio.sleep(0.01)
         self._stop.set()
         await asyncio.to_thread(self._thread.join, 1.0)
         # Its threads would go on reconnecting for as long as somebody holds the object.
