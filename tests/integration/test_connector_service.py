@@ -424,6 +424,21 @@ async def test_one_key_carries_one_body(mesh: Mesh, sandbox: Sandbox) -> None:
     assert result["outcome"] == "done"
 
 
+async def test_a_held_key_stops_nobody_else(mesh: Mesh, sandbox: Sandbox) -> None:
+    """INV-K, INV-P: keys are inserted without being looked for; where one is held, the batch is judged again, that
+    command alone dies, and every other of its batch has its one effect."""
+    name = f"among-{mesh.running.context.schema}"
+    keys = [str(ids.idempotency_key(ids.instance_id("flow", _seed(n)), "doing", 0, 0)) for n in range(200, 216)]
+    await mesh.result(await mesh.command("keyed", {"id": name}, idempotency_key=keys[0]))
+    await asyncio.gather(
+        *(mesh.command("keyed", {"id": f"{name}-{n}"}, idempotency_key=key) for n, key in enumerate(keys))
+    )
+    found = await until(lambda: mesh.messages("result"), lambda found: len(found) >= len(keys))
+    assert [m["outcome"] for m in found] == ["done"] * len(keys)
+    assert "another body" in (await mesh.death("keyed")).dead.message
+    assert [sandbox.effects(f"{name}-{n}") for n in range(len(keys))] == [0] + [1] * (len(keys) - 1)
+
+
 async def test_a_command_that_never_became_a_row_is_discarded(mesh: Mesh) -> None:
     """⚑ DESIGN 9: discarding a command that died at once ends it with a result; a live one is refused."""
     command_id = await mesh.command("keyed", {"id": "x"}, operation="nowhere")
