@@ -4,7 +4,7 @@ The only place with its SQL; the loop around it is `claim_loop`, what the rows m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -16,13 +16,15 @@ from factmesh.postgres import Connection, Record, load_sql
 
 SQL = load_sql(__file__, "claims.sql")
 
-#: How long a settled row waits before another replica publishes its outcome again.
+#: How long settled outcomes wait for their mark before any replica publishes them again.
 PUBLISH_GRACE_S = 15.0
+#: Batches that one look takes over: each holds as many outcomes as are settled together at most.
+UNPUBLISHED_MAX = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claimed:
-    """A row that this process holds until its lease ends.
+    """A row that this process holds until its lease ends; treat it as read-only. Not frozen: made once for each row.
 
     Attributes:
         epoch: settlements count only from the current one.
@@ -68,14 +70,13 @@ class ClaimRow:
 
 @dataclass(frozen=True, slots=True)
 class Unpublished:
-    """A settled row whose outcome is not known to be published."""
+    """What was settled together and is not known to be published, as `message.pack` packed it for each row."""
 
-    id: UUID
-    epoch: int
-    outcome: bytes | None
+    batch: int
+    outcomes: Sequence[bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settled:
     """A settlement as the table takes it."""
 
@@ -85,6 +86,14 @@ class Settled:
     due_at: datetime | None
     progress: bytes | None
     outcome: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a settling statement did. `counted`: the (id, epoch) that counted, None for all; `batch`: to be marked."""
+
+    batch: int | None
+    counted: frozenset[tuple[UUID, int]] | None
 
 
 async def schedule(conn: Connection, rows: Sequence[Schedule]) -> None:
@@ -99,35 +108,49 @@ async def schedule(conn: Connection, rows: Sequence[Schedule]) -> None:
     )
 
 
-async def start(conn: Connection, rows: Sequence[Schedule], lease_s: Callable[[str], float]) -> list[Claimed]:
+async def start(
+    conn: Connection, rows: Sequence[Schedule], lease_s: Callable[[str], float], *, fresh: bool = False
+) -> list[Claimed]:
     """Rows inserted already claimed by this process; only those returned are its to work on.
 
-    `lease_ends` is left 0: whoever opened the transaction knows when the lease began on its own clock.
+    `fresh`: no row with such an id should be there; a unique violation is raised for one that is. `lease_ends` is left
+    0: whoever opened the transaction knows when the lease began on its own clock.
     """
     out = []
     for kind in {r.kind for r in rows}:
         of_kind = [r for r in rows if r.kind == kind]
         got = await conn.fetch(
-            SQL.start,
+            SQL.start_fresh if fresh else SQL.start,
             [r.id for r in of_kind],
-            [r.kind for r in of_kind],
+            [kind] * len(of_kind),
             [r.tag for r in of_kind],
             [r.payload for r in of_kind],
             lease_s(kind),
         )
-        hands = {r.id: r.hand for r in of_kind}
-        out += [claimed(row, False, 0.0, hands.get(row["id"])) for row in got]
+        if fresh:
+            at = got[0]["claimed_at"]
+            out += [_started(r, 1, at, at) for r in of_kind]
+        else:
+            by_id = {r.id: r for r in of_kind}
+            out += [_started(by_id[g["id"]], g["epoch"], g["created_at"], g["claimed_at"]) for g in got]
     return out
 
 
-def claimed(row: Record, interrupted: bool, lease_ends: float, hand: Any = None) -> Claimed:
+def _started(row: Schedule, epoch: int, created_at: datetime, claimed_at: datetime) -> Claimed:
+    """A row that starts, or starts over: nothing of an earlier life is left in it."""
+    return Claimed(
+        row.id, row.kind, epoch, 1, False, row.payload, None, created_at, claimed_at, 0.0, None, row.tag, row.hand
+    )
+
+
+def _claimed(row: Record, lease_ends: float) -> Claimed:
     """A returned row as the loop hands it to its worker."""
     return Claimed(
         row["id"],
         row["kind"],
         row["epoch"],
         row["attempts"],
-        interrupted,
+        row["was"] == "leased",
         row["payload"],
         row["progress"],
         row["created_at"],
@@ -135,7 +158,6 @@ def claimed(row: Record, interrupted: bool, lease_ends: float, hand: Any = None)
         lease_ends,
         row["lease_ended_at"],
         row["tag"],
-        hand,
     )
 
 
@@ -185,52 +207,41 @@ async def lock(conn: Connection, ids: Sequence[UUID]) -> Mapping[UUID, ClaimRow]
     }
 
 
-async def claim_due(
-    conn: Connection, kind: str, limit: int, lease_s: float, lease_ends: float
-) -> tuple[list[Claimed], list[Unpublished]]:
-    """Due rows, now this process's: those to work on, and settled ones to publish again."""
-    work, outcomes = [], []
-    for row in await conn.fetch(SQL.claim_due, kind, limit, lease_s):
-        if row["was"] in ("pending", "leased"):
-            work.append(claimed(row, row["was"] == "leased", lease_ends))
-        else:
-            outcomes.append(Unpublished(row["id"], row["epoch"], row["outcome"]))
-    return work, outcomes
+async def claim_due(conn: Connection, kind: str, limit: int, lease_s: float, lease_ends: float) -> list[Claimed]:
+    """Due rows, now this process's to work on."""
+    return [_claimed(row, lease_ends) for row in await conn.fetch(SQL.claim_due, kind, limit, lease_s)]
 
 
-async def next_due_s(conn: Connection, kind: str) -> float | None:
-    """Seconds until the next row of a kind is due; None for none."""
-    seconds: float | None = await conn.fetchval(SQL.next_due, kind)
+async def next_due_s(conn: Connection, kind: str, ours: Collection[int]) -> float | None:
+    """Seconds until a row of a kind is due, or a batch of outcomes besides `ours`; None for nothing."""
+    seconds: float | None = await conn.fetchval(SQL.next_due, kind, list(ours))
     return seconds
 
 
-async def lock_leased(conn: Connection, rows: Sequence[Claimed]) -> set[UUID]:
-    """Which of these rows are still held under the same epoch, locked until the transaction ends."""
-    order = sorted(rows, key=lambda r: r.id)
-    got = await conn.fetch(SQL.lock_leased, [r.id for r in order], [r.epoch for r in order])
-    return {row["id"] for row in got}
-
-
-async def settle(conn: Connection, rows: Sequence[Settled]) -> set[UUID]:
-    """Write settlements; only those returned counted, and only their outcomes may be published."""
-    got = await conn.fetch(
+async def settle(conn: Connection, kind: str, rows: Sequence[Settled], published: Sequence[int] = ()) -> Written:
+    """Write settlements of one kind; only what counted may be published. `published`: batches to mark with it."""
+    order = sorted(rows, key=lambda r: r.id.int)  # so that two statements lock in one order
+    got = await conn.fetchrow(
         SQL.settle,
-        [r.id for r in rows],
-        [r.epoch for r in rows],
-        [r.state for r in rows],
-        [r.due_at for r in rows],
-        [r.progress for r in rows],
-        [r.outcome for r in rows],
+        [r.id for r in order],
+        [r.epoch for r in order],
+        [r.state for r in order],
+        [r.due_at for r in order],
+        [r.progress for r in order],
+        [r.outcome for r in order],
+        kind,
         PUBLISH_GRACE_S,
+        published,
     )
-    return {row["id"] for row in got}
+    assert got is not None, "an aggregate without GROUP BY gives a row"
+    counted = got["counted"]
+    return Written(got["batch"], None if counted is None else frozenset(zip(counted, got["epochs"], strict=True)))
 
 
-async def mark_published(conn: Connection, rows: Sequence[tuple[UUID, int]]) -> None:
-    """The outcomes of these (id, epoch) are acknowledged."""
-    if rows:
-        order = sorted(rows)
-        await conn.execute(SQL.mark_published, [i for i, _ in order], [e for _, e in order])
+async def claim_unpublished(conn: Connection, kind: str, ours: Collection[int]) -> list[Unpublished]:
+    """Outcomes to publish again; `ours`: batches that this process is publishing, or has published, already."""
+    got = await conn.fetch(SQL.claim_unpublished, kind, UNPUBLISHED_MAX, PUBLISH_GRACE_S, list(ours))
+    return [Unpublished(row["batch"], row["outcomes"] or ()) for row in got]
 
 
 async def release(conn: Connection, rows: Sequence[Claimed]) -> None:

@@ -15,7 +15,7 @@ from tests.support.waiting import until
 
 from factmesh import claims, ids
 from factmesh.claim_loop import Death, Settlement
-from factmesh.claims import Claimed, Settled, Unpublished
+from factmesh.claims import Claimed, Settled
 from factmesh.effects import Amend, Effect, Schedule
 from factmesh.errors import BusinessError
 from factmesh.message import Delivery, Emission, Message
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.stack
 
 async def rests(running: Running, n: int = 1) -> bool:
     rows = await kernel.claims_rows(running)
-    return len(rows) == n and all(r["due_at"] is None for r in rows)
+    return len(rows) == n and not any(r["due_at"] or r["unpublished"] for r in rows)
 
 
 async def test_a_graceful_stop_settles_what_is_under_way(stack: Stack, namespace: str) -> None:
@@ -89,11 +89,11 @@ async def test_what_is_claimed_while_the_stop_comes_is_given_back(
 
     async def claim_due(
         conn: Connection, kind: str, limit: int, lease_s: float, lease_ends: float
-    ) -> tuple[list[Claimed], list[Unpublished]]:
-        rows, outcomes = await real(conn, kind, limit, lease_s, lease_ends)
+    ) -> list[Claimed]:
+        rows = await real(conn, kind, limit, lease_s, lease_ends)
         if rows:
             running.context.claims.loops["toil"]._stopping = True
-        return rows, outcomes
+        return rows
 
     settings = await toy.settings(stack, namespace)
     toil = toy.Toil()
@@ -122,11 +122,11 @@ async def test_an_interrupted_row_that_is_given_back_stays_interrupted(stack: St
             (first,) = await claims.start(conn, [Schedule("other", id_, b"")], lambda _kind: 0.01)
             await asyncio.sleep(0.05)
             for attempt in (2, 2):
-                (row,), _ = await claims.claim_due(conn, "other", 5, 30.0, 0.0)
+                (row,) = await claims.claim_due(conn, "other", 5, 30.0, 0.0)
                 assert (row.interrupted, row.attempts) == (True, attempt)
                 await claims.release(conn, [row])
             late = Settled(id_, first.epoch, "done", None, None, None)
-            assert await claims.settle(conn, [late]) == set()
+            assert (await claims.settle(conn, "other", [late])).counted == frozenset()
 
 
 async def test_a_row_that_failed_starts_over_and_shuts_the_old_worker_out(stack: Stack, namespace: str) -> None:
@@ -152,7 +152,8 @@ async def test_a_row_that_failed_starts_over_and_shuts_the_old_worker_out(stack:
         (row,) = await kernel.claims_rows(running)
         assert (row["state"], row["epoch"]) == ("done", 2)
         async with running.context.pool.acquire() as conn:
-            assert await claims.settle(conn, [Settled(id_, 1, "failed", None, None, None)]) == set()
+            late = Settled(id_, 1, "failed", None, None, None)
+            assert (await claims.settle(conn, "toil", [late])).counted == frozenset()
         assert running.context.claims.loops["toil"]._free == 8
 
 
@@ -182,7 +183,7 @@ async def test_no_slot_is_lost_where_a_batch_fails_after_it_reserved(stack: Stac
 
         async def all_done() -> bool:
             rows = await kernel.claims_rows(running)
-            return len(rows) >= 36 and all(r["state"] == "done" and r["due_at"] is None for r in rows)
+            return len(rows) >= 36 and all(r["state"] == "done" and not r["unpublished"] for r in rows)
 
         await until("every row is done", all_done)
         assert fails == 5
@@ -203,7 +204,7 @@ async def test_an_outage_of_the_broker_does_not_multiply_what_waits(
         await until("the outcome waits for the broker", held)
         for _ in range(5):
             async with running.context.pool.acquire() as conn:
-                await conn.execute("UPDATE claims SET due_at = now()")
+                await conn.execute("UPDATE unpublished SET due_at = now()")
             running.context.claims.loops["toil"].wake()
             await asyncio.sleep(0.2)
         assert gate.held == 1

@@ -78,7 +78,7 @@ async def test_a_database_that_goes_away_and_comes_back(stack: Stack, namespace:
 
             async def settled() -> bool:
                 rows = await kernel.claims_rows(running)
-                return len(rows) == 30 and all(r["state"] == "done" and r["due_at"] is None for r in rows)
+                return len(rows) == 30 and all(r["state"] == "done" and not r["unpublished"] for r in rows)
 
             await until("every row is settled and published", settled, timeout_s=60)
             assert await toy.counts(running) == {f"o{n}": 6 for n in range(10)}

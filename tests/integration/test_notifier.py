@@ -446,7 +446,7 @@ async def test_an_attempt_that_was_cut_off_is_unknown_for_mail_and_repeated_for_
         # As a replica leaves them that was killed in its attempt; the loops see nothing before the commit.
         await claims.schedule(conn, rows)
         for row in rows:
-            held, _ = await claims.claim_due(conn, row.kind, 1, 0.05, 0.0)
+            held = await claims.claim_due(conn, row.kind, 1, 0.05, 0.0)
             assert [h.id for h in held] == [row.id]
     for row in rows:
         mesh.running.context.claims.wake(row.kind, 0.1)

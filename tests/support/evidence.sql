@@ -6,7 +6,8 @@ SELECT id, disposition, topic, opening, note FROM ledger ORDER BY id;
 
 -- name: claims
 -- Every row, and whether it is due, now or later.
-SELECT id, kind, state, due_at IS NOT NULL AS due FROM claims;
+SELECT id, kind, state, due_at IS NOT NULL OR EXISTS (SELECT 1 FROM unpublished WHERE c.id = ANY (ids)) AS due
+  FROM claims c;
 
 -- name: instances
 -- Every instance with its state.
@@ -37,7 +38,10 @@ SELECT id, object_id, status, step, seq FROM instances WHERE status IN ('running
 
 -- name: busy
 -- Rows that somebody has to do something about; timers of the far future are not work.
-SELECT count(*) AS n, min(due_at) AS next FROM claims WHERE due_at IS NOT NULL AND kind <> 'timer';
+SELECT count(*) AS n, min(due_at) AS next
+  FROM (SELECT due_at FROM claims WHERE due_at IS NOT NULL AND kind <> 'timer'
+         UNION ALL
+        SELECT due_at FROM unpublished) AS work;
 
 -- name: leased
 -- Rows that some worker has in hand.

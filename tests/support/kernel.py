@@ -47,7 +47,11 @@ async def ledger_rows(running: Running) -> list[dict[str, Any]]:
 
 async def claims_rows(running: Running) -> list[dict[str, Any]]:
     async with running.context.pool.acquire() as conn:
-        return [dict(r.items()) for r in await conn.fetch("SELECT * FROM claims ORDER BY id")]
+        found = await conn.fetch(
+            "SELECT *, EXISTS (SELECT 1 FROM unpublished u WHERE c.id = ANY (u.ids)) AS unpublished"
+            " FROM claims c ORDER BY id"
+        )
+        return [dict(r.items()) for r in found]
 
 
 def opening(original: Emission, root: str, number: int, group: str, value: bytes | None = None) -> Emission:

@@ -95,6 +95,9 @@ class Toil:
     work: Callable[[Claimed], Awaitable[Settlement]] | None = None
     seen: list[Claimed] = field(default_factory=list)
     lease_s: float = 30.0
+    save: Callable[[Connection, Sequence[tuple[Claimed, Any]]], Awaitable[None]] | None = None
+    held_max: int = 0
+    wait_s: float = 0.0
 
     async def __call__(self, row: Claimed) -> Settlement:
         self.seen.append(row)
@@ -123,7 +126,10 @@ def service(toil: Toil | None = None, **changes: Any) -> Service:
             "initial": lambda _m: 0,
         }
         handler = Handler(**{**fields, **changes})
-        return Parts((handler,), (ClaimKind("toil", toil, lease_s=toil.lease_s, concurrency=8),))
+        kind = ClaimKind(
+            "toil", toil, toil.lease_s, concurrency=8, save=toil.save, held_max=toil.held_max, wait_s=toil.wait_s
+        )
+        return Parts((handler,), (kind,))
 
     return Service("toy", build, Path(__file__).with_name("toy_migrations"))
 

@@ -10,7 +10,7 @@ SELECT status, count(*) AS n FROM instances_view GROUP BY 1 ORDER BY 1;
 -- Attempts and sends that are not settled, those that wait for a retry among them, and outcomes not yet published.
 SELECT count(*) FILTER (WHERE state = 'leased') AS working,
        count(*) FILTER (WHERE state = 'pending' AND attempts > 0) AS retrying,
-       count(*) FILTER (WHERE due_at IS NOT NULL) AS due
+       count(*) FILTER (WHERE due_at IS NOT NULL) + (SELECT count(*) FROM unpublished) AS due
   FROM claims WHERE kind <> 'timer';
 
 -- name: quarantined

@@ -29,6 +29,10 @@ from factmesh_connector.model import KIND_PREFIX, State
 from factmesh_connector.protocol import Connector
 
 EXPIRE_EVERY_S = 86_400.0
+TURN_WAIT_S = 5.0
+"""Part of a lease in which a command may wait in memory for its call; one that waited longer goes back to its row."""
+BATCHES_HELD_MAX = 4
+"""One that is written, one that is worked on, and those that are being settled."""
 log = structlog.get_logger("factmesh.connector")
 
 
@@ -46,8 +50,9 @@ class ConnectorSettings(Settings):
 
 
 def lease_s(connector: Connector) -> float:
-    """A lease covers the longest attempt that may be declared, and its settlement."""
-    return max(operation.longest_s for operation in connector.operations.values()) + 2 * SETTLE_MARGIN_S
+    """A lease covers a wait, the longest attempt that may be declared, and its settlement."""
+    longest_s = max(operation.longest_s for operation in connector.operations.values())
+    return TURN_WAIT_S + longest_s + 2 * SETTLE_MARGIN_S
 
 
 async def build(context: Context) -> Parts:
@@ -67,7 +72,7 @@ async def build(context: Context) -> Parts:
         log.info("connector.serves", connector=name, operations=sorted(connector.operations))
     return Parts(
         handlers=tuple(_handler(context, name, connectors) for name in connectors),
-        claims=kinds(context, connectors, settings.concurrency),
+        claims=kinds(context, connectors, settings),
         background=(partial(_close_at_the_end, http, connectors), partial(_expire, context)),
         topics=tuple(f"command.{name}" for name in connectors),
     )
@@ -93,7 +98,9 @@ def _initial(_message: Message) -> State:
     return State()
 
 
-def kinds(context: Context, connectors: Mapping[str, Connector], concurrency: int) -> tuple[ClaimKind, ...]:
+def kinds(
+    context: Context, connectors: Mapping[str, Connector], settings: ConnectorSettings
+) -> tuple[ClaimKind, ...]:
     """A kind for each connector: the claims table is shared by services that serve different ones."""
     leases_s = {KIND_PREFIX + name: lease_s(connector) for name, connector in connectors.items()}
     attempts = Attempts(connectors, context.clock, context.metrics, leases_s)
@@ -102,7 +109,9 @@ def kinds(context: Context, connectors: Mapping[str, Connector], concurrency: in
             kind,
             attempts.work,
             lease_s=lease,
-            concurrency=concurrency,
+            concurrency=settings.concurrency,
+            held_max=max(settings.concurrency, BATCHES_HELD_MAX * settings.batch_max),
+            wait_s=TURN_WAIT_S,
             handler=kind.removeprefix(KIND_PREFIX),
             save=store.save_calls,
         )
