@@ -20,7 +20,7 @@ from factmesh.errors import ErrorClass, FactmeshError, Reason, TransientError
 from factmesh.message import unpack_delivery
 from factmesh.metrics import Metrics
 from factmesh.retry import RetryPolicy
-from factmesh.telemetry import Hop
+from factmesh.telemetry import Hop, carried
 from factmesh_connector import follow
 from factmesh_connector.decide import result_id
 from factmesh_connector.follow import Found, Move, Next
@@ -135,26 +135,32 @@ class Attempts:
         now = self._now(attempt)
         gone = None if declared else f"operation {task.connector}.{task.operation} is not declared any more"
         then = follow.before(operation, history, now, gone or admit(task, policy, history, now))
-        with Hop(f"{task.connector}.{task.operation}", task.traceparent, "client") as hop:
+        came, sampled = carried(task.traceparent)
+        if not sampled:
+            attempt.traceparent = came or task.traceparent
+            return self._settlement(attempt, *await self._carry_out(attempt, history, then))
+        about = {
+            "factmesh.command_id": task.command_id,
+            "factmesh.instance_id": task.instance_id,
+            "factmesh.attempt": row.attempts,
+        }
+        with Hop(f"{task.connector}.{task.operation}", task.traceparent, "client", about) as hop:
             attempt.traceparent = hop.traceparent or task.traceparent
-            try:
-                if then.move is Move.ASK:
-                    history, then = await self._ask(attempt, history)
-                if then.move is Move.CALL:
-                    history, then = await self._call(attempt, history)
-            except LeaseTooShort as error:
-                log.warning("connector.lease_too_short", **_ids(task), error=str(error))
-                then = Next(Move.WAIT, at=None)
-            if hop.recording:
-                hop.note(
-                    **{
-                        "factmesh.command_id": task.command_id,
-                        "factmesh.instance_id": task.instance_id,
-                        "factmesh.attempt": row.attempts,
-                        "factmesh.move": str(then.move),
-                    }
-                )
+            history, then = await self._carry_out(attempt, history, then)
+            hop.note(**{"factmesh.move": str(then.move)})
         return self._settlement(attempt, history, then)
+
+    async def _carry_out(self, attempt: _Attempt, history: History, then: Next) -> tuple[History, Next]:
+        """What the attempt begins with, and what follows it."""
+        try:
+            if then.move is Move.ASK:
+                history, then = await self._ask(attempt, history)
+            if then.move is Move.CALL:
+                history, then = await self._call(attempt, history)
+        except LeaseTooShort as error:
+            log.warning("connector.lease_too_short", **_ids(attempt.task), error=str(error))
+            then = Next(Move.WAIT, at=None)
+        return history, then
 
     def _now(self, attempt: _Attempt) -> datetime:
         return attempt.row.claimed_at + timedelta(0, self._clock.monotonic() - attempt.began)
