@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import httpx2
 import pytest
+from starlette.requests import Request
 
 from factmesh.clock import SystemClock
 from factmesh.expressions import default_expressions
@@ -86,6 +87,40 @@ async def test_without_a_broker_the_caller_is_told_to_come_back(
         "/facts", headers={"content-type": "application/cloudevents-batch+json"}, content=json.dumps(batch).encode()
     )
     assert answer.status_code == 503
+
+
+async def test_each_of_many_callers_is_told_that_the_broker_is_gone(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A2: callers at the same time wait each for its own acknowledgement, and none is told that of another."""
+    monkeypatch.setattr(http, "ACK_S_MAX", 0.3)
+    answers = await asyncio.gather(
+        *(client.post("/facts", headers={**HEADERS, "ce-id": f"id-{n}"}, content=body()) for n in range(20)),
+        client.post("/facts", headers={**HEADERS, "ce-type": "nobody.asked"}, content=body()),
+    )
+    assert [a.status_code for a in answers] == [503] * 20 + [422]
+    assert len({a.json()["correlation_id"] for a in answers}) == 21
+
+
+@pytest.mark.parametrize("host", [b"mesh.example:81", b"[::1]:8080", b"a b", b"", b"\xff", b"x:99999", None])
+@pytest.mark.parametrize("server", [("10.0.0.1", 8080), ("10.0.0.1", 80), ("::1", 80), None])
+@pytest.mark.parametrize("root", [{}, {"root_path": "/in"}, {"root_path": "/in/x", "app_root_path": "/in"}])
+def test_addresses_are_told_as_the_caller_sees_us(host: bytes | None, server: Any, root: dict[str, str]) -> None:
+    """A2: what is remembered of a caller's name for us is what the framework makes of it, a forged one too."""
+    headers = [(b"accept", b"x"), *([(b"host", host), (b"host", b"second")] if host is not None else [])]
+    for scheme in ("http", "https"):
+        scope = {"type": "http", "scheme": scheme, "server": server, "headers": headers, "path": "/x", **root}
+        assert http._base_url(Request(scope)) == str(Request(scope).base_url)
+
+
+async def test_only_the_hot_route_passes_the_framework_by(client: httpx2.AsyncClient) -> None:
+    """A2: other methods and addresses are refused as ever, with a problem document."""
+    answer = await client.get("/facts")
+    assert (answer.status_code, answer.json()["type"]) == (405, "http://intake/problems/not-allowed")
+    answer = await client.post("/facts/", headers=HEADERS, content=body(), follow_redirects=False)
+    assert answer.status_code in (307, 404)
+    answer = await client.get("/nothing")
+    assert (answer.status_code, answer.json()["status"]) == (404, 404)
 
 
 async def test_requests_in_flight_are_bounded(client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,7 @@ def test_v1_is_upcast_by_resolution_and_the_declared_transformation(
         ("/v12", (None, 12)),
         ("https://schemas.example/v0", None),
         ("https://schemas.example/customer.signed_up", None),
+        ("https://[schemas.example/v1", None),
     ],
 )
 def test_dataschema_ends_in_the_version(uri: str, found: tuple[str | None, int] | None) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -88,7 +89,9 @@ def instant(text: str, name: str) -> datetime:
             "a timestamp without an offset: nobody can say which instant it is",
             hint="add Z or an offset like +01:00, or declare the zone in the adapter",
         )
-    text = re.sub(r"(\.\d{6})\d+", r"\1", text.upper())
+    text = text.upper()
+    if "." in text:
+        text = re.sub(r"(\.\d{6})\d+", r"\1", text)
     try:
         return datetime.fromisoformat(text)
     except ValueError:
@@ -211,6 +214,8 @@ def from_http_batch(body: bytes) -> list[Event | DecodeError | ValidationError]:
 def _header_text(name: str, value: str) -> str:
     """Unquoted, then percent-decoded once (CloudEvents HTTP binding 1.0.2, section 3.1.3.2)."""
     text = value.strip()
+    if text.isascii() and "%" not in text and not text.startswith('"'):
+        return text
     if len(text) >= 2 and text[0] == text[-1] == '"':
         text = re.sub(r"\\(.)", r"\1", text[1:-1])
     try:
@@ -298,7 +303,7 @@ def _event(found: Mapping[str, str], content_type: str, data: bytes) -> Event:
     if found["specversion"] != "1.0":
         raise FieldError("specversion", "not a version that is spoken here", hint="send 1.0")
     for name, text in found.items():
-        _check_attribute(name, text)
+        (_check_again if name in _REPEATED else _check_attribute)(name, text)
     extensions = {name: text for name, text in found.items() if name not in _CORE}
     if len(extensions) > EXTENSIONS_MAX:
         raise ValidationError(f"{len(extensions)} extension attributes, more than {EXTENSIONS_MAX}", hint="send fewer")
@@ -317,16 +322,21 @@ def _event(found: Mapping[str, str], content_type: str, data: bytes) -> Event:
 
 
 def _check_attribute(name: str, text: str) -> None:
-    if not _NAME.fullmatch(name):
+    if name not in _CORE and not _NAME.fullmatch(name):
         raise FieldError(name[:64], "not an attribute name of CloudEvents", hint="lower-case letters and digits only")
     if len(text) > (limit := CHARS_MAX.get(name, EXTENSION_CHARS_MAX)):
         raise FieldError(name, f"{len(text)} characters, more than {limit}", hint="shorten it")
-    if _FORBIDDEN.search(text):
+    if not (text.isascii() and text.isprintable()) and _FORBIDDEN.search(text):
         raise FieldError(name, "control characters or noncharacters", hint="remove them")
     if name == "type" and not _TYPE.fullmatch(text):
         raise FieldError(name, "not a fact type", hint="types are noun.verb_past, in lower case")
     if name in {"source", "dataschema"} and not _URI_REFERENCE.fullmatch(text):
         raise FieldError(name, "not a URI reference", hint="percent-encode what RFC 3986 does not allow")
+
+
+_REPEATED = frozenset({"specversion", "source", "type", "dataschema", "datacontenttype"})
+#: What all events of one sender share is judged once; of what is refused nothing is kept.
+_check_again = lru_cache(maxsize=512)(_check_attribute)
 
 
 def _at(error: DecodeError | ValidationError, where: str) -> DecodeError | ValidationError:

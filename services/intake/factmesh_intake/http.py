@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from factmesh import dlq, ids
 from factmesh.clock import Clock
@@ -46,6 +48,9 @@ ACK_S_MAX = 10.0
 YIELD_EVERY = 20
 """Events of a batch that are checked before the loop's other work gets its turn."""
 
+HeaderList = Sequence[tuple[str, str]]
+_ABOUT = {"http.request.method": "POST", "http.route": "/facts", "url.path": "/facts"}
+
 log = structlog.get_logger("factmesh.intake.http")
 
 
@@ -62,15 +67,24 @@ class Entrance:
     topic: str
 
 
-def make_app(entrance: Entrance) -> FastAPI:
-    """The application: `POST /facts` is a raw route, it is the hot one."""
+def make_app(entrance: Entrance) -> ASGIApp:
+    """The application. `POST /facts` passes the framework by: its routing and middleware cost as much as the fact."""
     app = FastAPI(title="Factmesh intake", docs_url=None, redoc_url=None)
     desk = _Facts(entrance)
-    app.add_route("/facts", desk.guarded("/facts", desk.post), methods=["POST"])
+    post = desk.guarded("/facts", desk.post)
+    app.add_route("/facts", post, methods=["POST"])
     app.add_route("/facts/{correlation_id}", desk.guarded("/facts/{correlation_id}", desk.get), methods=["GET"])
     app.add_route(problems.PATH + "{slug}", _page, methods=["GET"])
     app.add_exception_handler(HTTPException, _http_error)
-    return app
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/facts" and scope["method"] == "POST":
+            response = await post(Request(scope, receive))
+            await response(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return answer
 
 
 async def _page(request: Request) -> Response:
@@ -90,7 +104,7 @@ def _problem(
     request: Request, problem: problems.Problem, error: BaseException | None = None, **members: Any
 ) -> Response:
     headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else {}
-    body = problems.document(problem, str(request.base_url), error, **members)
+    body = problems.document(problem, _base_url(request), error, **members)
     return Response(orjson.dumps(body), problem.status, headers, problems.CONTENT_TYPE)
 
 
@@ -98,26 +112,50 @@ def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -
     return Response(orjson.dumps(body), status, {"Cache-Control": "no-store", **(headers or {})}, "application/json")
 
 
-async def _body(request: Request, bytes_max: int) -> bytes:
-    """The whole body, never more than `bytes_max` in memory."""
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+def _base_url(request: Request) -> str:
+    """What our own addresses begin with, as this caller sees us."""
+    scope = request.scope
+    root = scope.get("app_root_path", scope.get("root_path", ""))
+    host = next((value for name, value in scope["headers"] if name == b"host"), None)
+    return _base_url_of(scope.get("scheme", "http"), host, scope.get("server"), root)
+
+
+@lru_cache(maxsize=256)  # callers know us under a few names; one who makes them up only misses
+def _base_url_of(scheme: str, host: bytes | None, server: tuple[str, int] | None, root: str) -> str:
+    headers = [(b"host", host)] if host is not None else []
+    scope = {"type": "http", "scheme": scheme, "headers": headers, "server": server, "path": "/", "root_path": root}
+    return str(Request(scope).base_url)
+
+
+def _too_large(bytes_max: int) -> TooLargeError:
+    return TooLargeError(f"more than {bytes_max} bytes in one request", hint="split it, or publish to Kafka")
+
+
+async def _body(request: Request, first: Mapping[str, str], bytes_max: int) -> bytes:
+    """The whole body, never more than `bytes_max` in memory. `first` holds the first header of each name."""
+    encoding = first.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedMediaError(
             "content-encoding", "a body that is compressed or encoded is not read", hint="send it as it is, without"
         )
-    too_large = TooLargeError(f"more than {bytes_max} bytes in one request", hint="split it, or publish to Kafka")
-    declared = request.headers.get("content-length", "")
+    declared = first.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > bytes_max:
-        raise too_large
+        raise _too_large(bytes_max)
     parts: list[bytes] = []
     size = 0
+    more = True
     try:
         async with asyncio.timeout(BODY_S_MAX):
-            async for part in request.stream():
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                part = message.get("body", b"")
                 size += len(part)
                 if size > bytes_max:
-                    raise too_large
+                    raise _too_large(bytes_max)
                 parts.append(part)
+                more = message.get("more_body", False)
     except TimeoutError:
         raise TooSlowError(
             f"the body did not come within {BODY_S_MAX:g} s", hint="nothing was accepted; send it again"
@@ -129,6 +167,7 @@ class _Facts:
     def __init__(self, entrance: Entrance) -> None:
         self._in = entrance
         self._in_flight = 0
+        self._sends = messaging(entrance.topic, "send")
 
     def guarded(
         self, route: str, handle: Callable[[Request], Awaitable[Response]]
@@ -164,40 +203,42 @@ class _Facts:
         if self._in_flight >= IN_FLIGHT_MAX or self._in.publisher.queued > QUEUED_MAX:
             return _problem(request, problems.BY_SLUG["busy"])
         self._in_flight += 1
-        came = request.headers.get(H_TRACEPARENT)
-        about = {"http.request.method": "POST", "http.route": "/facts", "url.path": "/facts"}
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.scope["headers"]]
+        first = dict(reversed(headers))
+        came = first.get(H_TRACEPARENT)
         try:
-            with Hop("POST /facts", came, "server", about) as hop:
-                response = await self._take(request, came, hop.traceparent)
-                hop.note(**{"http.response.status_code": response.status_code})
+            with Hop("POST /facts", came, "server", _ABOUT) as hop:
+                response = await self._take(request, headers, first, hop.traceparent)
+                if hop.recording:
+                    hop.note(**{"http.response.status_code": response.status_code})
             return response
         finally:
             self._in_flight -= 1
 
-    async def _take(self, request: Request, came: str | None, traceparent: str | None) -> Response:
-        headers = request.headers.items()
+    async def _take(
+        self, request: Request, headers: HeaderList, first: Mapping[str, str], traceparent: str | None
+    ) -> Response:
         mode = events.http_mode(headers)
         if not mode:
             raise UnsupportedMediaError(
                 "content-type", "a CloudEvents format that is not spoken here", hint=f"send {events.EVENT_JSON}"
             )
-        body = await _body(request, BATCH_BYTES_MAX if mode == "batch" else BODY_BYTES_MAX)
+        body = await _body(request, first, BATCH_BYTES_MAX if mode == "batch" else BODY_BYTES_MAX)
         if mode == "batch":
             # Where the caller traces nothing, each event of a batch begins a trace of its own: one for each workflow.
-            request.state.traceparent = traceparent if parse_traceparent(came) is not None else None
-            return await self._batch(request, events.from_http_batch(body))
-        request.state.traceparent = traceparent
+            traced = parse_traceparent(first.get(H_TRACEPARENT)) is not None
+            return await self._batch(request, events.from_http_batch(body), traceparent if traced else None)
         if mode == "structured":
-            return await self._single(request, lambda: events.from_json(strict_json.parse(body)))
-        return await self._single(request, lambda: events.from_http_binary(headers, body))
+            return await self._single(request, traceparent, lambda: events.from_json(strict_json.parse(body)))
+        return await self._single(request, traceparent, lambda: events.from_http_binary(headers, body))
 
-    async def _single(self, request: Request, parse: Callable[[], Event]) -> Response:
+    async def _single(self, request: Request, traceparent: str | None, parse: Callable[[], Event]) -> Response:
         """One event: 202 after the acknowledgement of all replicas, or why not."""
         event: Event | None = None
         try:
             event = parse()
             await self._check(event)
-            await self._produce([event], request)
+            await self._durable(self._in.publisher.send(self._emission(event, traceparent)), 1)
         except FactmeshError as error:
             problem = problems.of_error(error)
             self._count(problem.slug)
@@ -207,11 +248,13 @@ class _Facts:
         accepted = _accepted(event, request)
         return _json(accepted, 202, {"Location": accepted["status_url"]})
 
-    async def _batch(self, request: Request, parsed: Sequence[Event | FactmeshError]) -> Response:
+    async def _batch(
+        self, request: Request, parsed: Sequence[Event | FactmeshError], traceparent: str | None
+    ) -> Response:
         """Each event judged alone; the good ones are produced together. 202, 207 for some, 422 for none."""
         results: list[dict[str, Any]] = []
         good: list[Event] = []
-        base_url = str(request.base_url)
+        base_url = _base_url(request)
         for number, item in enumerate(parsed):
             if number % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
@@ -230,9 +273,11 @@ class _Facts:
             else:
                 good.append(item)
                 results.append({"index": number, "status": 202, **_accepted(item, request)})
-        await self._produce(good, request)
-        for _ in good:
-            self._count("accepted")
+        if good:
+            emissions = [self._emission(event, traceparent) for event in good]
+            await self._durable(self._in.publisher.publish(emissions, patient=False), len(good))
+            for _ in good:
+                self._count("accepted")
         refused = len(results) - len(good)
         status = 202 if not refused else 207 if good else 422
         return _json({"accepted": len(good), "refused": refused, "results": results}, status)
@@ -247,28 +292,27 @@ class _Facts:
                 # The place that it names is ours, a folder or an address: for the log, not for strangers.
                 raise SchemaError(error.message, where=event.where, hint=error.hint) from error
         incoming = reading.read(event, self._in.registry)
-        reading.body_hash(incoming)
+        if event.content_type == events.AVRO:
+            reading.body_hash(incoming)  # refuses a double that is not finite; in JSON there is none
         accept(self._in.desk, incoming, self._in.clock.now())
 
-    async def _produce(self, accepted: Sequence[Event], request: Request) -> None:
+    async def _durable(self, acknowledged: Awaitable[None], facts: int) -> None:
         """Durable, or TransientError. What timed out may still be written: the caller repeats it under the same id."""
-        if not accepted:
-            return
-        emissions = [self._emission(event, request.state.traceparent) for event in accepted]
         try:
             async with asyncio.timeout(ACK_S_MAX):
-                await self._in.publisher.publish(emissions, patient=False)
+                await acknowledged
         except (BrokerError, TimeoutError) as error:
-            log.warning("intake.not_durable", events=len(accepted), error=str(error) or "no acknowledgement in time")
+            log.warning("intake.not_durable", events=facts, error=str(error) or "no acknowledgement in time")
             raise TransientError(
                 "the broker did not acknowledge it", hint="send it again under the same id; repeats are dropped"
             ) from error
 
     def _emission(self, event: Event, traceparent: str | None) -> Emission:
         own = event.extensions.get(H_TRACEPARENT)
-        came = own if parse_traceparent(own) is not None else traceparent
-        with Hop(f"send {self._in.topic}", came, "producer", messaging(self._in.topic, "send")) as hop:
-            hop.note(**{"factmesh.correlation_id": _correlation(event)})
+        came = own if own is not None and parse_traceparent(own) is not None else traceparent
+        with Hop(f"send {self._in.topic}", came, "producer", self._sends) as hop:
+            if hop.recording:
+                hop.note(**{"factmesh.correlation_id": _correlation(event)})
             carried = hop.traceparent or new_traceparent()
         headers = (*events.to_kafka(event), (H_TRACEPARENT, carried.encode()))
         return Emission(self._in.topic, f"{event.source} {event.id}".encode(), event.data, headers)
@@ -297,7 +341,7 @@ def _accepted(event: Event, request: Request) -> dict[str, Any]:
     correlation_id = _correlation(event)
     return {
         "correlation_id": correlation_id,
-        "status_url": f"{str(request.base_url).rstrip('/')}/facts/{correlation_id}",
+        "status_url": f"{_base_url(request).rstrip('/')}/facts/{correlation_id}",
         "source": event.source,
         "id": event.id,
     }

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,9 +39,13 @@ _INSTANT_MS_MAX = to_ms(datetime(9999, 1, 1, tzinfo=UTC))
 Versions = Mapping[int, avro.Schema]
 
 
+@lru_cache(maxsize=512)  # all events of one sender share it
 def version_in(dataschema: str) -> tuple[str | None, int] | None:
     """(subject or None, version) that a `dataschema` URI ends in, like `https://…/order.delayed/v2`; else None."""
-    match = _VERSION.search(urlsplit(dataschema).path)
+    try:
+        match = _VERSION.search(urlsplit(dataschema).path)
+    except ValueError:  # "//[": a reference by its characters, and no address
+        return None
     return (match["subject"], int(match["version"])) if match else None
 
 
@@ -84,10 +89,11 @@ class Mapper:
     def map(self, incoming: Incoming) -> Canonical:
         """The canonical fact. Raises ValidationError or SchemaError naming the field; `where` names the fact."""
         type_, adapter = self._adapter(incoming)
+        where = incoming.where
         if incoming.bytes_size > DATA_BYTES_MAX:
             raise TooLargeError(
                 f"{incoming.bytes_size} bytes of data, more than {DATA_BYTES_MAX}",
-                where=incoming.where,
+                where=where,
                 hint="send a reference to the document instead of the document",
             )
         event = {
@@ -104,14 +110,14 @@ class Mapper:
             sent = {name: compiled(scope) for name, compiled in adapter.data.items()}
         else:
             version = _version(adapter, incoming)
-        record = avro_json.validate(type_.versions[version], sent, incoming.where)
-        record = self._upcast(type_, version, record, incoming.where)
-        fields = avro_json.to_json(type_.versions[type_.newest], record, incoming.where)
+        record = avro_json.validate(type_.versions[version], sent, where)
+        record = self._upcast(type_, version, record, where)
+        fields = avro_json.to_json(type_.versions[type_.newest], record, where)
         data = orjson.dumps(fields)
         if len(data) > DATA_BYTES_MAX:
             raise TooLargeError(
                 f"{len(data)} bytes of canonical data, more than {DATA_BYTES_MAX}",
-                where=incoming.where,
+                where=where,
                 hint="send a reference to the document instead of the document",
             )
         scope = self._expressions.scope({"event": event, "data": incoming.data, "fact": fields})
@@ -275,7 +281,7 @@ def _text(found: Mapping[str, Any], name: str) -> str:
         raise FieldError(name, f"text is required, the adapter made {kind}", hint="correct the adapter or the sender")
     if len(value) > TEXT_CHARS_MAX:
         raise FieldError(name, f"{len(value)} characters, more than {TEXT_CHARS_MAX}", hint="send a shorter identifier")
-    if _FORBIDDEN.search(value):
+    if not (value.isascii() and value.isprintable()) and _FORBIDDEN.search(value):
         raise FieldError(name, "control characters", hint="remove them at the sender")
     return value
 
