@@ -478,7 +478,7 @@ async def cut_off(mesh: Mesh, system: str) -> None:
         await asyncio.sleep(0.005)
     await asyncio.sleep(0.1)  # so that the call is on its way
     assert loop._working, "the call was over before it could be cut off"
-    for task in list(loop._working):
+    for task in list(loop._workers):
         task.cancel()
 
 

@@ -313,7 +313,7 @@ class Attempts:
     def _settlement(self, attempt: _Attempt, history: History, then: Next) -> Settlement:
         task, row = attempt.task, attempt.row
         now = self._now(attempt)
-        made = Made(f"{task.connector}.{task.operation}", tuple(attempt.calls))
+        made = Made(f"{task.connector}.{task.operation}", tuple(attempt.calls)) if attempt.calls else None
         if then.move is Move.DONE:
             # Nothing follows that would ask for the history; the table of calls keeps it longer than the row is kept.
             told = self._result(attempt, "done", history, now, then.output)
