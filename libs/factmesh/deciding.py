@@ -98,7 +98,7 @@ class Deciding(Generic[S]):
         if sampled:
             d = item.delivery
             about = messaging(d.topic, "process", d.partition, d.offset, self.group)
-            item.hop = Hop(f"process {d.topic}", item.traceparent, "consumer", about | ids_of(item.message))
+            item.hop = Hop(f"process {d.topic}", item.traceparent, "consumer", about | ids_of(item.message), drawn=True)
             item.traceparent = item.hop.traceparent
 
     def _fold(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import re
 import sys
 import threading
@@ -18,7 +19,7 @@ import structlog
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import (
     NonRecordingSpan,
     Span,
@@ -40,6 +41,7 @@ _SAMPLED = frozenset("13579bdf")
 EXPORT_DELAY_MS = 500
 _tracer: Tracer | None = None
 _provider: TracerProvider | None = None
+_sample_ratio = 0.0
 
 
 class JsonLinesExporter(SpanExporter):
@@ -82,9 +84,11 @@ def setup_tracing(
     service: str, *, version: str, sample_ratio: float, trace_file: Path | None = None, otlp_endpoint: str | None = None
 ) -> None:
     """Make this process's tracer. Without an exporter, sampled spans are made (ids must be real) and go nowhere."""
-    global _tracer, _provider
+    global _tracer, _provider, _sample_ratio
+    _sample_ratio = sample_ratio
     resource = Resource.create({"service.name": service, "service.version": version})
-    provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(sample_ratio)))
+    # Where a trace begins, `_drawn` has said that it is sampled before the vendor is asked to make its span.
+    provider = TracerProvider(resource=resource, sampler=ParentBased(ALWAYS_ON))
     if trace_file is not None:
         provider.add_span_processor(
             BatchSpanProcessor(JsonLinesExporter(trace_file), schedule_delay_millis=EXPORT_DELAY_MS)
@@ -122,12 +126,20 @@ def format_traceparent(context: SpanContext) -> str:
 def carried(traceparent: str | None) -> tuple[str | None, bool]:
     """(what a hop hands on: the trace that came in, or None where it is torn; whether a span is to be made).
 
-    As `Hop` judges, without its price: most traces are not sampled, and most messages need nothing else.
+    As `Hop` judges, without its price: most traces are not sampled, and most messages need nothing else. Where a
+    trace begins here it is drawn here too: a hop for it is made with `drawn`.
     """
     text = traceparent or ""
     if _TRACEPARENT.match(text) is None or text[3:35] == _NO_TRACE or text[36:52] == _NO_SPAN:
-        return None, _tracer is not None
+        if _tracer is None:
+            return None, False
+        return (None, True) if _drawn() else (new_traceparent(sampled=False), False)
     return text, _tracer is not None and text[54] in _SAMPLED
+
+
+def _drawn() -> bool:
+    """Whether a trace that begins here is sampled. The vendor asks its sampler after most of a span's work is done."""
+    return random.random() < _sample_ratio
 
 
 class Hop:
@@ -139,12 +151,21 @@ class Hop:
     __slots__ = ("_span", "traceparent")
 
     def __init__(
-        self, name: str, traceparent: str | None, kind: str = "consumer", attributes: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        traceparent: str | None,
+        kind: str = "consumer",
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        drawn: bool = False,
     ) -> None:
         self._span: Span | None = None
         parent = parse_traceparent(traceparent)
         self.traceparent = traceparent if parent is not None else None
         if _tracer is None or (parent is not None and not parent.trace_flags.sampled):
+            return
+        if parent is None and not drawn and not _drawn():
+            self.traceparent = new_traceparent(sampled=False)
             return
         context = set_span_in_context(NonRecordingSpan(parent)) if parent is not None else None
         span = _tracer.start_span(name, context, SpanKind[kind.upper()], attributes)

@@ -59,6 +59,24 @@ def test_what_is_not_sampled_makes_no_span_and_hands_its_context_on(trace_file: 
     assert not trace_file.exists() or trace_file.read_text() == ""
 
 
+def test_a_trace_that_begins_here_is_sampled_at_its_ratio(trace_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F2, DESIGN 13.2: drawn once, before the vendor makes a span; what is not drawn has a context that says so."""
+    monkeypatch.setattr(telemetry, "_sample_ratio", 0.25)
+    hops = [Hop("process t", None) for _ in range(800)]
+    told = [parse_traceparent(hop.traceparent) for hop in hops]
+    assert len({context.trace_id for context in told if context is not None}) == 800
+    assert [context.trace_flags.sampled for context in told if context is not None] == [h.recording for h in hops]
+    assert 100 < sum(hop.recording for hop in hops) < 300
+    begun = [telemetry.carried(None) for _ in range(800)]
+    assert 100 < sum(sampled for _, sampled in begun) < 300
+    for context, sampled in begun:
+        parsed = parse_traceparent(context)
+        assert (parsed is None) == sampled
+        assert parsed is None or not parsed.trace_flags.sampled
+    monkeypatch.setattr(telemetry, "_sample_ratio", 0.0)
+    assert Hop("process t", None, drawn=True).recording
+
+
 @pytest.mark.parametrize(
     "torn",
     [
