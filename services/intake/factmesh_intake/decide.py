@@ -4,14 +4,16 @@ No I/O and no clock here; the HTTP entrance asks the same function before it acc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from uuid import UUID
 
 from factmesh.effects import Effect, Note, Publish
 from factmesh.errors import FactmeshError, StaleError, ValidationError
 from factmesh.message import Message, from_ms
 from factmesh_intake.model import FUTURE_TOLERANCE, Canonical, Desk, FutureError, Incoming
+
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def accept(desk: Desk, incoming: Incoming, now: datetime, *, opening: int = 0) -> Canonical:
@@ -74,10 +76,11 @@ def decide_fact(desk: Desk, message: Message, now: datetime) -> tuple[Desk, Sequ
 
 def decide_status(state: None, message: Message, now: datetime) -> tuple[None, Sequence[Effect]]:
     """Nothing is emitted: what the message says is saved for those who ask about their fact."""
-    try:
-        UUID(message["correlation_id"])
-    except ValueError:
-        raise ValidationError(
-            "correlation_id: not a UUID", where=message.where, hint="only the orchestrator writes status; look there"
-        ) from None
+    for name in ("correlation_id", "instance_id"):
+        if not _ID.fullmatch(message.record[name]):
+            raise ValidationError(
+                f"{name}: not a UUID in lower case",
+                where=message.where,
+                hint="only the orchestrator writes status; look there",
+            )
     return None, ()

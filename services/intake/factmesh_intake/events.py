@@ -8,7 +8,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,7 @@ import orjson
 
 from factmesh.errors import DecodeError, ValidationError
 from factmesh.message import Delivery
+from factmesh.values import frozen_value
 from factmesh_intake import strict_json
 from factmesh_intake.model import FieldError, NaiveTimeError, UnsupportedMediaError
 
@@ -48,7 +49,7 @@ _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uff
 _CORE = frozenset({"specversion", "id", "source", "type", "time", "subject", "dataschema", "datacontenttype"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Event:
     """One event. `data` is the bytes of its payload in `content_type`, exactly one of `JSON` or `AVRO`."""
 

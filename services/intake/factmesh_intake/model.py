@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
-from uuid import UUID
 
 from factmesh.errors import SchemaError, ValidationError
+from factmesh.values import frozen_value
 
 FUTURE_TOLERANCE = timedelta(minutes=5)
 """How far a sender's clock may be ahead: more is a wrong zone or unit, which would make every SLA clock a lie."""
@@ -62,7 +62,7 @@ class TooSlowError(ValidationError):
     """A request whose body does not come."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Incoming:
     """A fact as it was read with its writer's schema; what it means is still the vendor's.
 
@@ -86,7 +86,7 @@ class Incoming:
         return f"fact {self.id} of {self.source}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Canonical:
     """A fact as the mesh carries it: one vocabulary for all vendors, `data` in the newest schema as compact JSON."""
 
@@ -114,11 +114,11 @@ class Desk:
     horizon: timedelta
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Progress:
     """What is said of one fact to the one who sent it: a row of `progress`."""
 
-    correlation_id: UUID
+    correlation_id: str
     source: str
     source_id: str
     type: str
@@ -129,12 +129,12 @@ class Progress:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Seen:
     """What a status message says of one instance: a row of `progress_instances`, unless a later one is there."""
 
-    correlation_id: UUID
-    instance_id: UUID
+    correlation_id: str
+    instance_id: str
     instance_seq: int
     workflow: str
     status: str

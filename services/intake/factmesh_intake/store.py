@@ -24,7 +24,7 @@ FORGET_MAX = 1_000
 
 async def save_facts(conn: Connection, changes: Sequence[Change[Desk]]) -> None:
     """Accepted facts become visible in the transaction that emits them."""
-    rows: dict[UUID, Progress] = {}
+    rows: dict[str, Progress] = {}
     for change in changes:
         for message, effects in change.steps:
             for effect in effects:
@@ -37,7 +37,7 @@ async def save_facts(conn: Connection, changes: Sequence[Change[Desk]]) -> None:
 def _accepted(incoming: Incoming, publish: Publish) -> Progress:
     body = publish.body
     return Progress(
-        correlation_id=UUID(body["correlation_id"]),
+        correlation_id=body["correlation_id"],
         source=incoming.source,
         source_id=incoming.id,
         type=incoming.type,
@@ -53,7 +53,7 @@ async def save_dead(conn: Connection, dead: Sequence[Dead]) -> None:
 
     A conflict says nothing of the fact that is in force under that id, so it changes no row.
     """
-    rows: dict[UUID, Progress] = {}
+    rows: dict[str, Progress] = {}
     for one in dead:
         row = _quarantined(one)
         if row is not None:
@@ -76,7 +76,7 @@ def _quarantined(dead: Dead) -> Progress | None:
         type_ = dead.delivery.header("ce_type") or "unknown"
     text = dead.error.message if isinstance(dead.error, FactmeshError) else "an error of ours"
     return Progress(
-        correlation_id=ids.correlation_id(source, source_id),
+        correlation_id=str(ids.correlation_id(source, source_id)),
         source=dlq.clean(source),
         source_id=dlq.clean(source_id),
         type=dlq.clean(type_),
@@ -85,7 +85,7 @@ def _quarantined(dead: Dead) -> Progress | None:
     )
 
 
-async def _put(conn: Connection, rows: Mapping[UUID, Progress]) -> None:
+async def _put(conn: Connection, rows: Mapping[str, Progress]) -> None:
     if not rows:
         return
     order = [rows[i] for i in sorted(rows)]
@@ -104,17 +104,18 @@ async def _put(conn: Connection, rows: Mapping[UUID, Progress]) -> None:
 
 
 async def save_status(conn: Connection, changes: Sequence[Change[None]]) -> None:
-    """What instances say of themselves, the highest sequence number of each."""
-    latest: dict[tuple[UUID, UUID], Seen] = {}
+    """What instances say of themselves, the highest sequence number of each: the others are not looked at further."""
+    latest: dict[tuple[str, str], Message] = {}
     for change in changes:
         for message, _ in change.steps:
-            seen = seen_in(message)
-            key = (seen.correlation_id, seen.instance_id)
-            if key not in latest or latest[key].instance_seq < seen.instance_seq:
-                latest[key] = seen
+            record = message.record
+            key = (record["correlation_id"], record["instance_id"])
+            known = latest.get(key)
+            if known is None or known.record["instance_seq"] < record["instance_seq"]:
+                latest[key] = message
     if not latest:
         return
-    order = [latest[key] for key in sorted(latest)]
+    order = [seen_in(latest[key]) for key in sorted(latest)]
     await conn.execute(
         SQL.put_instances,
         [s.correlation_id for s in order],
@@ -134,8 +135,8 @@ def seen_in(message: Message) -> Seen:
     """What a status record says."""
     due_by = message["due_by"]
     return Seen(
-        correlation_id=UUID(message["correlation_id"]),
-        instance_id=UUID(message["instance_id"]),
+        correlation_id=message["correlation_id"],
+        instance_id=message["instance_id"],
         instance_seq=message["instance_seq"],
         workflow=message["workflow"],
         status=message["status"],
