@@ -163,4 +163,4 @@ def _growth(canvas: Canvas, axes: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
         top = max((cpu_ms(p) for p in points), default=1.0) or 1.0
         for p in points:
             parts = {n: float(v) for n, v in p["cost"]["cpu_ms"].items() if n in SHADES}
-            canvas.stack(f"{p['x']:,}", parts, top, BAR_MAX, f" ms   {p['per_s']:,.0f}/s")
+            canvas.stack(f"{p['x']:,}", parts, top, BAR_MAX, f" ms, {p['per_s']:,.0f}/s")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import asyncpg
@@ -100,19 +101,25 @@ class Observer:
 def gone_bad(young: Mapping[str, Any], grown: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Statements and tables whose cost grew by more than the factor, the worst first.
 
-    A statement's both a workflow and a call: batches may differ, and what runs by the clock is no workflow's.
+    A statement's both a workflow and a call: batches may differ, and what runs by the clock is no workflow's. If all of
+    them got slower, the machine did: that much is taken off.
     """
     out: list[dict[str, Any]] = []
-    for what, now in grown["statements"].items():
-        was = young["statements"].get(what)
-        # The wait for the disk is no plan's; what was not seen young cannot have grown.
-        if was is None or what.split(": ", 1)[-1].upper().startswith(("COMMIT", "BEGIN")):
-            continue
-        calls = [s["ms"] * o["workflows"] / max(1, s["calls"]) for s, o in ((was, young), (now, grown))]
-        if now["ms"] - was["ms"] > FLOOR_MS and now["ms"] > FACTOR * was["ms"] and calls[1] > FACTOR * calls[0]:
+    both = [(w, young["statements"][w], s) for w, s in grown["statements"].items() if w in young["statements"]]
+    # The wait for the disk is no plan's.
+    both = [b for b in both if not b[0].split(": ", 1)[-1].upper().startswith(("COMMIT", "BEGIN"))]
+    calls = {w: _a_call(now, grown) / max(_a_call(was, young), 1e-6) for w, was, now in both}
+    slower = max(1.0, median(calls.values())) if calls else 1.0
+    for what, was, now in both:
+        dearer = now["ms"] > FACTOR * slower * was["ms"] and calls[what] > FACTOR * slower
+        if dearer and now["ms"] - was["ms"] > FLOOR_MS:
             out.append({"what": what, "unit": "ms", "young": was["ms"], "grown": now["ms"]})
     for what, now in grown["tables"].items():
         blocks = young["tables"].get(what, {}).get("blocks", 0.0)
         if now["blocks"] - blocks > FLOOR_BLOCKS and now["blocks"] > FACTOR * blocks:
             out.append({"what": what, "unit": "blocks", "young": blocks, "grown": now["blocks"]})
     return sorted(out, key=lambda o: -float(o["grown"]) / max(float(o["young"]), 1e-3))
+
+
+def _a_call(spent: Mapping[str, Any], when: Mapping[str, Any]) -> float:
+    return float(spent["ms"]) * int(when["workflows"]) / max(1, int(spent["calls"]))

@@ -7,6 +7,7 @@ Nothing is measured here; goals are judged in `verdicts`, pictures drawn in `cha
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tests.bench import charts
 from tests.bench.verdicts import KNEE, at, cpu_ms, verdicts
 
 SYSTEMS = ("ours", "ideal")
+_NUMBER = re.compile(r"[\d.,]*|-|[\d.,]+ → [\d.,]+")
 PROCESSES = ("intake", "orchestrator", "connector", "kafka", "postgres")
 
 
@@ -29,13 +31,12 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def text(self) -> str:
-        widths = [max(len(r[i]) for r in (self.heads, *self.rows)) for i in range(len(self.heads))]
+        whole = (self.heads, *self.rows)
+        widths = [max(len(r[i]) for r in whole) for i in range(len(self.heads))]
+        right = [i > 0 and all(_NUMBER.fullmatch(r[i]) for r in self.rows) for i in range(len(self.heads))]
         lines = [
-            "  ".join(
-                c.ljust(w) if i == 0 or not _is_number(c) else c.rjust(w)
-                for i, (c, w) in enumerate(zip(r, widths, strict=True))
-            )
-            for r in (self.heads, *self.rows)
+            "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+            for row in whole
         ]
         return "\n".join([f"\n{self.title}", *(line.rstrip() for line in lines)])
 
@@ -43,10 +44,6 @@ class Table:
         lines = ["| " + " | ".join(c.strip().replace("|", "\\|") for c in r) + " |" for r in (self.heads, *self.rows)]
         rule = "|" + "|".join(" --- " if i == 0 else " ---: " for i in range(len(self.heads))) + "|"
         return "\n".join([f"**{self.title}**", "", lines[0], rule, *lines[1:], ""])
-
-
-def _is_number(cell: str) -> bool:
-    return cell[:1].isdigit() or cell in ("", "-", "ours", "ideal", "ratio")
 
 
 def _number(value: float | None, digits: int = 2) -> str:

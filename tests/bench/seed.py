@@ -102,6 +102,9 @@ class Seeder:
                 continue  # nothing in its key can be made new: not a table of workflows
             names = [f'"{c["name"]}"' for c in columns]
             rows = await connection.fetchval(f"SELECT count(*) FROM {sample}")
+            if not rows:
+                await connection.execute(f"DROP TABLE {sample}")
+                continue
             found.append(_Table(name, sample, rows, count / present, names, values))
         return found
 

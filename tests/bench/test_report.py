@@ -69,11 +69,14 @@ def test_goals_are_judged_by_the_figures() -> None:
     assert said["memory of our services flat (10 %) over the run; the worst"] is True
 
 
+_STATEMENTS = ("s: SELECT a", "s: SELECT b", "s: SELECT c", "s: COMMIT;")
+
+
 def test_a_plan_that_went_bad_is_named() -> None:
     """A statement that costs over three times as much a workflow and a call is named; a slower disk is not."""
     young = {
         "workflows": 100,
-        "statements": {name: {"calls": 10, "ms": 0.1} for name in ("s: SELECT a", "s: SELECT b", "s: COMMIT;")},
+        "statements": {name: {"calls": 10, "ms": 0.1} for name in _STATEMENTS},
         "tables": {"s.t": {"blocks": 20.0}, "s.u": {"blocks": 20.0}},
     }
     grown = {
@@ -82,6 +85,7 @@ def test_a_plan_that_went_bad_is_named() -> None:
         "statements": {
             "s: SELECT a": {"calls": 10, "ms": 0.9},
             "s: SELECT b": {"calls": 90, "ms": 0.9},
+            "s: SELECT c": {"calls": 10, "ms": 0.2},
             "s: COMMIT;": {"calls": 10, "ms": 0.9},
         },
         "tables": {"s.t": {"blocks": 900.0}, "s.u": {"blocks": 50.0}},

@@ -239,8 +239,8 @@ async def _registered(admin: int, service: int) -> None:
 
 # --- measuring --------------------------------------------------------------------------------------------------------
 
-DBOS_SETTINGS = ((1, "async"), (2, "async"), (2, "threads"))
-RESTATE_SETTINGS = ((1, 1, False), (1, 1, True), (24, 1, False), (1, 2, False))
+DBOS_SETTINGS = ((1, "async"), (2, "async"), (1, "threads"), (2, "threads"))
+RESTATE_SETTINGS = ((1, 1, False), (1, 2, False), (1, 2, True), (24, 2, False))
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class PeerPlan:
     """How long each setting takes: some windows of so many seconds, after a warm-up of as many."""
 
     windows: Sequence[int] = (16, 64, 256, 800)
-    seconds: float = 6.0
+    seconds: float = 8.0
     alone_n: int = 60
 
 
