@@ -15,14 +15,14 @@ from typing import Any
 import structlog
 
 from factmesh import claims, dlq, ledger
-from factmesh.claims import Claimed, Settled
+from factmesh.claims import Along, Claimed, Settled
 from factmesh.clock import Clock
 from factmesh.emitting import Emitter
 from factmesh.errors import FactmeshError
 from factmesh.kafka import Publisher
 from factmesh.message import Emission, pack, unpack
 from factmesh.metrics import Metrics
-from factmesh.postgres import Connection, Pool, is_transient
+from factmesh.postgres import Pool, is_transient
 from factmesh.settlement import Death, Settlement, Teller
 
 __all__ = ["ClaimKind", "ClaimLoop", "ClaimRuntime", "Death", "Settlement"]
@@ -54,8 +54,8 @@ class ClaimKind:
     """Works at once."""
     handler: str = ""
     """The handler whose messages became these rows: its consumer group is the one that a death belongs to."""
-    save: Callable[[Connection, Sequence[tuple[Claimed, Any]]], Awaitable[None]] | None = None
-    """Called in the settlement's transaction with the rows that counted and gave something to save."""
+    save: Callable[[Sequence[tuple[Claimed, Any]]], Along] | None = None
+    """What the settling statement writes of attempts that gave something to save."""
     held_max: int = 0
     """Rows held at once, those that wait for their turn too; 0: no more than are worked on."""
     wait_s: float = 0.0
@@ -309,17 +309,20 @@ class ClaimLoop:
         for f in batch:
             f.emissions = self._teller.emissions(f.claimed, f.settlement, now)
         rows = [self._settled(f) for f in batch]
+        saves = [(f.claimed, f.settlement.save) for f in batch if f.settlement.save is not None]
+        along = self.kind.save(saves) if self.kind.save is not None and saves else None
         marked = self._published[:]
         async with self._pool.acquire() as conn:
-            if not any(f.settlement.save is not None or f.settlement.marks() for f in batch):
+            if not any(f.settlement.marks() for f in batch):
                 # A statement is a transaction: one round trip instead of three.
-                written = await claims.settle(conn, self.kind.name, rows, marked)
+                written = await claims.settle(conn, self.kind.name, rows, marked, along)
                 counted = self._counted(batch, written)
             else:
                 async with conn.transaction():
-                    written = await claims.settle(conn, self.kind.name, rows, marked)
+                    written = await claims.settle(conn, self.kind.name, rows, marked, along)
                     counted = self._counted(batch, written)
-                    await self._along(conn, counted)
+                    for mark in [mark for f in counted for mark in f.settlement.marks()]:
+                        await ledger.mark(conn, mark.root, mark.disposition, mark.reason, mark.detail)
         self._marked(marked)
         for state, n in Counter(f.settlement.state for f in counted).items():
             self._metrics.inc("factmesh_settled_total", self.kind.name, state, by=n)
@@ -330,15 +333,6 @@ class ClaimLoop:
         for f in counted:
             if f.settlement.state == "pending" and f.settlement.due_at:
                 self.wake(max(0.0, (f.settlement.due_at - now).total_seconds()))
-
-    async def _along(self, conn: Connection, counted: Sequence[_Finished]) -> None:
-        """What rides with settlements: marks of ledger rows, and what the kind saves."""
-        for f in counted:
-            for mark in f.settlement.marks():
-                await ledger.mark(conn, mark.root, mark.disposition, mark.reason, mark.detail)
-        saved = [(f.claimed, f.settlement.save) for f in counted if f.settlement.save is not None]
-        if self.kind.save is not None and saved:
-            await self.kind.save(conn, saved)
 
     @staticmethod
     def _counted(batch: Sequence[_Finished], written: claims.Written) -> Sequence[_Finished]:

@@ -4,9 +4,11 @@ The only place with its SQL; the loop around it is `claim_loop`, what the rows m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -96,6 +98,18 @@ class Written:
     counted: frozenset[tuple[UUID, int]] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Along:
+    """An INSERT that is written by the settling statement: what a kind saves of its attempts.
+
+    It must take only what counts: rows whose (id, epoch) stands in the table `counted`, in the form
+    `WHERE ((s.id, s.epoch) IN (TABLE counted)) IS TRUE`, which is looked up by hash, not joined row by row.
+    """
+
+    sql: str
+    args: Sequence[Any]
+
+
 async def schedule(conn: Connection, rows: Sequence[Schedule]) -> None:
     """Rows to work on when they are due."""
     await conn.execute(
@@ -122,7 +136,7 @@ async def start(
         got = await conn.fetch(
             SQL.start_fresh if fresh else SQL.start,
             [r.id for r in of_kind],
-            [kind] * len(of_kind),
+            kind,
             [r.tag for r in of_kind],
             [r.payload for r in of_kind],
             lease_s(kind),
@@ -218,11 +232,30 @@ async def next_due_s(conn: Connection, kind: str, ours: Collection[int]) -> floa
     return seconds
 
 
-async def settle(conn: Connection, kind: str, rows: Sequence[Settled], published: Sequence[int] = ()) -> Written:
+_SETTLE_ARGS = 9
+
+
+@lru_cache(maxsize=64)  # one a kind
+def _settle_with(sql: str) -> str:
+    """`settle` with another INSERT in it, whose parameters follow its own."""
+    if "(TABLE counted)" not in sql:
+        raise ValueError(f"what rides with a settlement must ask what counts: {sql}")
+    head, select, tail = SQL.settle.rpartition("\nSELECT (SELECT id FROM told)")
+    moved = re.sub(r"\$(\d+)", lambda m: f"${int(m[1]) + _SETTLE_ARGS}", sql)
+    return f"{head}, along AS (\n{moved}\n){select}{tail}"
+
+
+async def settle(
+    conn: Connection,
+    kind: str,
+    rows: Sequence[Settled],
+    published: Sequence[int] = (),
+    along: Along | None = None,
+) -> Written:
     """Write settlements of one kind; only what counted may be published. `published`: batches to mark with it."""
     order = sorted(rows, key=lambda r: r.id.int)  # so that two statements lock in one order
     got = await conn.fetchrow(
-        SQL.settle,
+        SQL.settle if along is None else _settle_with(along.sql),
         [r.id for r in order],
         [r.epoch for r in order],
         [r.state for r in order],
@@ -232,6 +265,7 @@ async def settle(conn: Connection, kind: str, rows: Sequence[Settled], published
         kind,
         PUBLISH_GRACE_S,
         published,
+        *(() if along is None else along.args),
     )
     assert got is not None, "an aggregate without GROUP BY gives a row"
     counted = got["counted"]

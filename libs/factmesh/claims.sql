@@ -14,8 +14,8 @@ RETURNING id, due_at;
 -- name: start
 -- As `schedule`, already claimed by this process for $5 seconds: an undisturbed command costs no claiming commit.
 INSERT INTO claims (id, kind, state, due_at, epoch, attempts, tag, payload)
-SELECT s.id, s.kind, 'leased', now() + make_interval(secs => $5), 1, 1, s.tag, s.payload
-  FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::bytea[]) AS s (id, kind, tag, payload)
+SELECT s.id, $2, 'leased', now() + make_interval(secs => $5), 1, 1, s.tag, s.payload
+  FROM unnest($1::uuid[], $3::uuid[], $4::bytea[]) AS s (id, tag, payload)
  ORDER BY s.id
 ON CONFLICT (id) DO UPDATE
    SET state = 'leased', due_at = excluded.due_at, epoch = claims.epoch + 1, attempts = 1, payload = excluded.payload,
@@ -27,8 +27,8 @@ RETURNING id, epoch, created_at, now() AS claimed_at;
 -- As `start`, where no row should be there: one that is raises a unique violation, and nothing of the batch stays.
 WITH fresh AS (
     INSERT INTO claims (id, kind, state, due_at, epoch, attempts, tag, payload)
-    SELECT s.id, s.kind, 'leased', now() + make_interval(secs => $5), 1, 1, s.tag, s.payload
-      FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::bytea[]) AS s (id, kind, tag, payload)
+    SELECT s.id, $2, 'leased', now() + make_interval(secs => $5), 1, 1, s.tag, s.payload
+      FROM unnest($1::uuid[], $3::uuid[], $4::bytea[]) AS s (id, tag, payload)
      ORDER BY s.id
 )
 SELECT now() AS claimed_at;
@@ -79,7 +79,7 @@ SELECT extract(epoch FROM min(due_at) - now())::double precision
 -- name: settle
 -- From the current epoch only (INV-F): a worker that was paused past its lease changes nothing. `counted` and `epochs`
 -- are NULL where every row counted; only what counted may be published. Until it is known to be, `batch` is due: one
--- row for all that is settled together. $9: batches that are acknowledged meanwhile.
+-- row for all that is settled together. $9: batches that are acknowledged meanwhile. What a kind saves is added to it.
 WITH settled AS (
     UPDATE claims c
        SET state = s.state, due_at = CASE WHEN s.state = 'pending' THEN coalesce(s.due_at, now()) END,
@@ -96,11 +96,13 @@ WITH settled AS (
     RETURNING id
 ), published AS (
     DELETE FROM unpublished WHERE id = ANY ($9::bigint[])
+), counted AS (
+    SELECT id, epoch FROM settled
 )
 SELECT (SELECT id FROM told) AS batch,
        CASE WHEN count(*) < cardinality($1::uuid[]) THEN coalesce(array_agg(id), '{}') END AS counted,
        CASE WHEN count(*) < cardinality($1::uuid[]) THEN coalesce(array_agg(epoch), '{}') END AS epochs
-  FROM settled;
+  FROM counted;
 
 -- name: claim_unpublished
 -- Batches whose outcomes are not known to be published, for this process until the grace has passed once more.
@@ -131,7 +133,9 @@ UPDATE claims c
 -- name: counts
 -- How many rows of each kind are in each state, for metrics; `late_s` is how long the oldest due one has waited.
 SELECT kind, state, count(*) AS n, max(extract(epoch FROM now() - due_at)) FILTER (WHERE due_at <= now()) AS late_s
-  FROM claims WHERE due_at IS NOT NULL OR state = 'unknown' GROUP BY kind, state
+  FROM claims WHERE due_at IS NOT NULL GROUP BY kind, state
+UNION ALL
+SELECT kind, state, count(*), NULL FROM claims WHERE state = 'unknown' AND due_at IS NULL GROUP BY kind, state
 UNION ALL
 SELECT kind, 'unpublished', sum(cardinality(ids)), max(extract(epoch FROM now() - due_at)) FILTER (WHERE due_at <= now())
   FROM unpublished GROUP BY kind;

@@ -47,7 +47,7 @@ class Settlement:
     """What became of an attempt: `pending` (again at `due_at`), `done`, `failed` or `unknown`.
 
     `publish` derives its ids from (row id, epoch, ordinal) unless they are given; `cause` is the record they inherit.
-    `save` is written in the settlement's transaction, together for the whole batch, by the kind's `save`.
+    `save` is written by the settling statement, together for the whole batch, as the kind's `save` says.
     """
 
     state: str

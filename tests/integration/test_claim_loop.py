@@ -19,7 +19,7 @@ from factmesh.clock import SystemClock
 from factmesh.effects import Amend, MarkLedger, Schedule
 from factmesh.errors import Reason
 from factmesh.message import Emission
-from factmesh.postgres import Connection, connect
+from factmesh.postgres import connect
 from factmesh.service import Running, open_service
 from factmesh.settings import Settings
 from factmesh.stack import Stack
@@ -185,28 +185,30 @@ async def test_a_row_that_found_no_slot_is_worked_on_when_one_is_free(stack: Sta
 async def test_what_rides_with_a_settlement_is_written_for_a_current_lease_only(stack: Stack, namespace: str) -> None:
     """INV-F: of a worker that lost its lease while others settle beside it nothing is saved, marked or published."""
     release = asyncio.Event()
-    saved: list[tuple[int, str]] = []
+    asked: list[int] = []
 
-    async def save(conn: Connection, rows: Sequence[tuple[Claimed, str]]) -> None:
-        saved.extend((row.epoch, what) for row, what in rows)
-        assert await conn.fetchval("SELECT count(*) FROM claims WHERE state = 'done'") >= len(rows), "not with it"
+    def save(rows: Sequence[tuple[Claimed, str]]) -> claims.Along:
+        asked.extend(row.epoch for row, _ in rows)
+        keys = [f"{what} {row.epoch}" for row, what in rows]
+        return claims.Along(toy.SQL.save_work, ([r.id for r, _ in rows], [r.epoch for r, _ in rows], keys))
 
     async def work(row: Claimed) -> Settlement:
         if row.epoch == 1 and b"slow" in row.payload:
             await release.wait()
         root = await running.context.pool.fetchval("SELECT id FROM ledger")
         mark = MarkLedger(f"id:{root}", "discarded", Reason.BUSINESS, f"epoch {row.epoch} of {row.payload.decode()}")
-        return replace(toy.done(), save="text", ledger=(mark,) if b"slow" in row.payload else ())
+        return replace(toy.done(), save="saved", ledger=(mark,) if b"slow" in row.payload else ())
 
     toil = toy.Toil(work, lease_s=0.5, save=save)
     async with open_service(toy.service(toil), await toy.settings(stack, namespace)) as running:
         await running.context.publisher.publish([toy.asking(running, "result", "o", do="work", text="slow")])
         await until("the successor settled", lambda: settled(running, 1))
-        assert saved == [(2, "text")]
+        assert await toy.counts(running) == {"o": 1, "saved 2": 2}
         await running.context.pool.execute("UPDATE ledger SET disposition = 'done', detail = NULL")
         release.set()
-        await asyncio.sleep(0.5)
-        assert saved == [(2, "text")]
+        await until("the late one asked too", lambda: _true(asked == [2, 1]))
+        await asyncio.sleep(0.3)
+        assert await toy.counts(running) == {"o": 1, "saved 2": 2}
         assert await running.context.pool.fetchval("SELECT count(*) FROM ledger WHERE disposition <> 'done'") == 0
         assert await outcomes(running) == 1
 
@@ -320,6 +322,10 @@ async def test_rows_wait_in_memory_for_their_turn_as_far_as_their_lease_goes(sta
         assert most == loop.kind.concurrency
         assert {(r.attempts, r.interrupted) for r in toil.seen} == {(1, False)}, "what did not begin is no attempt"
         assert max(r.epoch for r in toil.seen) > 1, "none waited too long: the test did not test"
+
+
+async def _true(condition: bool) -> bool:
+    return condition
 
 
 async def _come_due(settings: Settings) -> None:

@@ -95,7 +95,7 @@ class Toil:
     work: Callable[[Claimed], Awaitable[Settlement]] | None = None
     seen: list[Claimed] = field(default_factory=list)
     lease_s: float = 30.0
-    save: Callable[[Connection, Sequence[tuple[Claimed, Any]]], Awaitable[None]] | None = None
+    save: Callable[[Sequence[tuple[Claimed, Any]]], claims.Along] | None = None
     held_max: int = 0
     wait_s: float = 0.0
 

@@ -11,6 +11,11 @@ SELECT key, n FROM thing WHERE key = ANY ($1::text[]) ORDER BY key FOR UPDATE;
 UPDATE thing t SET n = s.n, last = s.last FROM unnest($1::text[], $2::integer[], $3::text[]) AS s (key, n, last)
  WHERE t.key = s.key;
 
+-- name: save_work
+-- Rides in a settlement: the epochs that count, under a text of the work's.
+INSERT INTO thing (key, n) SELECT s.key, s.epoch FROM unnest($1::uuid[], $2::integer[], $3::text[]) AS s (id, epoch, key)
+ WHERE ((s.id, s.epoch) IN (TABLE counted)) IS TRUE;
+
 -- name: rows
 -- For assertions.
 SELECT key, n FROM thing;

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from factmesh import claims, ids, ledger
 from factmesh.batch import Change
-from factmesh.claims import Claimed, ClaimRow
+from factmesh.claims import Along, Claimed, ClaimRow
 from factmesh.message import Message
 from factmesh.postgres import Connection, is_unique_violation, load_sql
 from factmesh_connector.attempt import Made
@@ -91,25 +91,24 @@ def _row(row: ClaimRow) -> Row:
     return Row(row.state, row.epoch, task, History.from_bytes(row.progress), row.lease_ended_at)
 
 
-async def save_calls(conn: Connection, settled: Sequence[tuple[Claimed, Made]]) -> None:
-    """Append every call of these attempts with its duration (C7), in their settlements' transaction."""
+def save_calls(settled: Sequence[tuple[Claimed, Made]]) -> Along:
+    """Every call of these attempts with its duration (C7), appended by the statement that settles them."""
     lines = [
         (row.id, row.epoch, n, made.operation, call)
         for row, made in settled
         for n, call in enumerate(made.calls)
     ]
-    if lines:
-        await conn.execute(
-            SQL.insert_calls,
-            [line[0] for line in lines],
-            [line[1] for line in lines],
-            [line[2] for line in lines],
-            [line[3] for line in lines],
-            [line[4].what for line in lines],
-            [line[4].at for line in lines],
-            [line[4].ms for line in lines],
-            [line[4].ended for line in lines],
-        )
+    args = (
+        [line[0] for line in lines],
+        [line[1] for line in lines],
+        [line[2] for line in lines],
+        [line[3] for line in lines],
+        [line[4].what for line in lines],
+        [line[4].at for line in lines],
+        [line[4].ms for line in lines],
+        [line[4].ended for line in lines],
+    )
+    return Along(SQL.insert_calls, args)
 
 
 async def expire(conn: Connection, first_kept: date) -> None:

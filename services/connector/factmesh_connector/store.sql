@@ -20,10 +20,11 @@ UPDATE keys k SET command_id = n.command_id, body_hash = n.body_hash
 DELETE FROM keys WHERE idempotency_key < $1;
 
 -- name: insert_calls
--- Calls of settled attempts; (command, epoch) is settled once, so a line is written once.
+-- Rides in the settlement of attempts: theirs that count; (command, epoch) is settled once, so a line is written once.
 INSERT INTO calls (command_id, epoch, ordinal, operation, what, at, ms, ended)
 SELECT c.* FROM unnest($1::uuid[], $2::integer[], $3::smallint[], $4::text[], $5::text[], $6::timestamptz[],
-                       $7::integer[], $8::text[]) AS c;
+                       $7::integer[], $8::text[]) AS c (command_id, epoch, ordinal, operation, what, at, ms, ended)
+ WHERE ((c.command_id, c.epoch) IN (TABLE counted)) IS TRUE;
 
 -- name: expire_calls
 -- Calls of commands of days that the audit period has passed.

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from factmesh import claims, ids, ledger
 from factmesh.batch import Change
-from factmesh.claims import Claimed, ClaimRow
+from factmesh.claims import Along, Claimed, ClaimRow
 from factmesh.message import Message
 from factmesh.postgres import Connection, load_sql
 from factmesh_notifier.model import History, Row, Sent, State, Watched, unpack_task
@@ -60,22 +60,20 @@ async def save_watched(conn: Connection, changes: Sequence[Change[Watched]]) -> 
         await conn.execute(SQL.save_watched, [i for i, _ in risen], [n for _, n in risen])
 
 
-async def save_sends(conn: Connection, settled: Sequence[tuple[Claimed, Sent | None]]) -> None:
-    """Append these attempts in their settlements' transaction."""
-    lines = [(row, sent) for row, sent in settled if sent is not None]
-    if lines:
-        await conn.execute(
-            SQL.insert_sends,
-            [row.id for row, _ in lines],
-            [row.epoch for row, _ in lines],
-            [sent.channel for _, sent in lines],
-            [sent.template for _, sent in lines],
-            [sent.recipients for _, sent in lines],
-            [sent.recipients_hash for _, sent in lines],
-            [sent.at for _, sent in lines],
-            [sent.ms for _, sent in lines],
-            [sent.ended for _, sent in lines],
-        )
+def save_sends(settled: Sequence[tuple[Claimed, Sent]]) -> Along:
+    """These attempts, appended by the statement that settles them."""
+    args = (
+        [row.id for row, _ in settled],
+        [row.epoch for row, _ in settled],
+        [sent.channel for _, sent in settled],
+        [sent.template for _, sent in settled],
+        [sent.recipients for _, sent in settled],
+        [sent.recipients_hash for _, sent in settled],
+        [sent.at for _, sent in settled],
+        [sent.ms for _, sent in settled],
+        [sent.ended for _, sent in settled],
+    )
+    return Along(SQL.insert_sends, args)
 
 
 async def expire(conn: Connection, first_kept: date) -> None:

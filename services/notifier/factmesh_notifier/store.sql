@@ -12,10 +12,12 @@ UPDATE watched w SET seq = n.seq
   FROM unnest($1::uuid[], $2::bigint[]) AS n (instance_id, seq) WHERE w.instance_id = n.instance_id;
 
 -- name: insert_sends
--- Attempts that went out or may have; an epoch is settled once, so a line is written once.
+-- Rides in the settlement of sends: those that went out or may have; an epoch is settled once, so is its line.
 INSERT INTO sends (id, epoch, channel, template, recipients, recipients_hash, at, ms, ended)
 SELECT s.* FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::smallint[], $6::bytea[],
-                       $7::timestamptz[], $8::integer[], $9::text[]) AS s;
+                       $7::timestamptz[], $8::integer[], $9::text[])
+       AS s (id, epoch, channel, template, recipients, recipients_hash, at, ms, ended)
+ WHERE ((s.id, s.epoch) IN (TABLE counted)) IS TRUE;
 
 -- name: expire_sends
 -- Attempts of days that the audit period has passed.
