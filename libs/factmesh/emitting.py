@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from factmesh.errors import ValidationError
 from factmesh.message import H_TRACEPARENT, Emission, Headers, rfc3339, to_ms
 from factmesh.values import frozen_value
 
-_INHERITED = ("correlation_id", "actor", "business_object_type", "business_object_id")
+_ms_of = lru_cache(maxsize=64)(to_ms)  # all that a batch emits carries one instant
 _CONSTANT_BYTES_MAX = 1024
 """The headers' names, and those of their values that no field of the record repeats."""
 
@@ -51,16 +52,16 @@ class Emitter:
     def emit_all(self, publishes: Iterable[Publish], cause: Cause, now: datetime, first: int = 0) -> list[Emission]:
         """The emissions of a cause, numbered from `first`. Raises ValidationError for one that does not fit."""
         record = cause.record.get
-        # What all of them share is put together once; what a record does not have is left out below.
+        # What all of them share is put together once.
         shared: dict[str, Any] = {
             "ce_source": f"/factmesh/{self.service}",
-            "ce_time": to_ms(now),
+            "ce_time": _ms_of(now),
             "traceparent": cause.traceparent,
             "cause_id": cause.cause_id.removeprefix("id:"),
-        }
-        for name in _INHERITED:
-            shared[name] = str(record(name) or "")
-        of_instance = {
+            "correlation_id": str(record("correlation_id") or ""),
+            "actor": str(record("actor") or ""),
+            "business_object_type": str(record("business_object_type") or ""),
+            "business_object_id": str(record("business_object_id") or ""),
             "instance_id": str(record("instance_id") or ""),
             "instance_seq": int(record("instance_seq") or 0),
         }
@@ -68,18 +69,19 @@ class Emitter:
         stem = ""
         out = []
         for ordinal, publish in enumerate(publishes, first):
+            body = shared.copy()
+            if publish.record == "fact":
+                del body["instance_id"], body["instance_seq"]
             if publish.id is not None:
-                id_ = str(publish.id)
+                body["ce_id"] = str(publish.id)
             elif ordinal > ids.ORDINAL_MAX:
                 raise ids.too_many(ordinal)
             else:
                 stem = stem or ids.message_id_stem(self.service, cause.root, cause.opening, cause.instant_ms)
-                id_ = f"{stem}{ordinal:04x}"
-            envelope = {"ce_id": id_, "ce_type": f"factmesh.{publish.record}"}
-            if publish.record == "fact":
-                out.append(self._encoded(publish, {**shared, **envelope, **publish.body}, trace))
-            else:
-                out.append(self._encoded(publish, {**shared, **of_instance, **envelope, **publish.body}, trace))
+                body["ce_id"] = f"{stem}{ordinal:04x}"
+            body["ce_type"] = f"factmesh.{publish.record}"
+            body.update(publish.body)
+            out.append(self._encoded(publish, body, trace))
         return out
 
     def _encoded(self, publish: Publish, body: Mapping[str, Any], headers: Headers) -> Emission:

@@ -26,12 +26,11 @@ _DAY_MS = 86_400_000
 
 def _digest(person: bytes, *parts: str | bytes) -> bytes:
     """16 bytes of BLAKE2b (RFC 7693) over length-prefixed parts, so that no two lists of parts read the same."""
-    h = blake2b(digest_size=16, person=person)
+    whole: list[bytes] = []
     for part in parts:
         raw = part.encode() if isinstance(part, str) else part
-        h.update(len(raw).to_bytes(4, "big"))
-        h.update(raw)
-    return h.digest()
+        whole += (len(raw).to_bytes(4, "big"), raw)
+    return blake2b(b"".join(whole), digest_size=16, person=person).digest()
 
 
 def uuid_of(number: int) -> UUID:
@@ -48,7 +47,7 @@ _set_safety = UUID.__dict__["is_safe"].__set__
 _SAFETY = UUID(int=0).is_safe
 
 
-def _uuid8(instant_ms: int, digest: bytes, ordinal: int) -> UUID:
+def _number8(instant_ms: int, digest: bytes, ordinal: int) -> int:
     """RFC 9562 version 8: 48 bits of Unix milliseconds, 12 + 46 bits of hash, 16 bits of ordinal."""
     if not 0 <= instant_ms <= _MS_MAX:
         raise ValidationError(f"instant {instant_ms} ms does not fit an id", hint="use Unix milliseconds")
@@ -61,7 +60,11 @@ def _uuid8(instant_ms: int, digest: bytes, ordinal: int) -> UUID:
     value |= 0b10 << 62
     value |= ((h >> 12) & ((1 << 46) - 1)) << 16
     value |= ordinal
-    return uuid_of(value)
+    return value
+
+
+def _uuid8(instant_ms: int, digest: bytes, ordinal: int) -> UUID:
+    return uuid_of(_number8(instant_ms, digest, ordinal))
 
 
 def too_many(ordinal: int) -> ValidationError:
@@ -82,12 +85,17 @@ def message_id(service: str, root: str, opening: int, ordinal: int, instant_ms: 
 
     `instant_ms` is the instant of the root cause, when intake first saw the fact, so that ids tell their own day.
     """
-    return _uuid8(instant_ms, _digest(b"fm.message", service, root, str(opening)), ordinal)
+    return _uuid8(instant_ms, _message_digest(service, root, opening), ordinal)
+
+
+def _message_digest(service: str, root: str, opening: int) -> bytes:
+    return _digest(b"fm.message", service, root, str(opening))
 
 
 def message_id_stem(service: str, root: str, opening: int, instant_ms: int) -> str:
     """The text of `message_id` up to the ordinal, which is the last four digits: `stem + f"{ordinal:04x}"`."""
-    return str(message_id(service, root, opening, 0, instant_ms))[:-4]
+    t = f"{_number8(instant_ms, _message_digest(service, root, opening), 0):032x}"
+    return f"{t[:8]}-{t[8:12]}-{t[12:16]}-{t[16:20]}-{t[20:28]}"
 
 
 def entrance_id(kind: str, name: str, instant_ms: int) -> UUID:

@@ -127,21 +127,19 @@ _NUMBER = struct.Struct(">i").pack
 _NONE = _NUMBER(-1)
 
 
-_CACHED_CHARS_MAX = 249
+_NAMES_MAX = 1024
+_NAME_CHARS_MAX = 249
 """What Kafka lets a topic's name be; a stranger's header may be longer, and is not worth remembering."""
-
-
-def _prefixed(text: str) -> bytes:
-    raw = text.encode()
-    return _NUMBER(len(raw)) + raw
-
-
-_remembered = lru_cache(maxsize=1024)(_prefixed)  # topics and header names: few, and each many times a batch
+_names: dict[str, bytes] = {}
+"""Names of topics and headers with their lengths before them: few, and each is packed many times a batch."""
 
 
 def _named(text: str) -> bytes:
-    """A text with its length before it."""
-    return _remembered(text) if len(text) <= _CACHED_CHARS_MAX else _prefixed(text)
+    raw = text.encode()
+    packed = _NUMBER(len(raw)) + raw
+    if len(text) <= _NAME_CHARS_MAX and len(_names) < _NAMES_MAX:
+        _names[text] = packed
+    return packed
 
 
 class _Reader:
@@ -176,13 +174,16 @@ def pack(emissions: Sequence[Emission]) -> bytes | None:
     if not emissions:
         return None
     parts = [b"\x01", _NUMBER(len(emissions))]
+    known = _names.get
     for e in emissions:
-        key, value = e.key, e.value
-        parts += (_named(e.topic), _NONE) if key is None else (_named(e.topic), _NUMBER(len(key)), key)
+        key, value, headers = e.key, e.value, e.headers
+        parts.append(known(e.topic) or _named(e.topic))
+        parts += (_NONE,) if key is None else (_NUMBER(len(key)), key)
         parts += (_NONE,) if value is None else (_NUMBER(len(value)), value)
-        parts.append(_NUMBER(len(e.headers)))
-        for name, raw in e.headers:
-            parts += (_named(name), _NONE) if raw is None else (_named(name), _NUMBER(len(raw)), raw)
+        parts.append(_NUMBER(len(headers)))
+        for name, raw in headers:
+            parts.append(known(name) or _named(name))
+            parts += (_NONE,) if raw is None else (_NUMBER(len(raw)), raw)
     return b"".join(parts)
 
 
