@@ -132,6 +132,31 @@ async def test_requests_in_flight_are_bounded(client: httpx2.AsyncClient, monkey
     assert answer.json()["type"].endswith("/problems/busy")
 
 
+async def test_the_bytes_of_all_bodies_are_bounded_together(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DESIGN 3, back-pressure: many large bodies at once are told to come back, and what they held is given back."""
+    monkeypatch.setattr(http, "BYTES_IN_FLIGHT_MAX", 300_000)
+    monkeypatch.setattr(http, "BODY_S_MAX", 0.5)
+    go = asyncio.Event()
+
+    async def half() -> AsyncIterator[bytes]:
+        yield b" " * 140_000
+        await go.wait()
+
+    held = [asyncio.create_task(client.post("/facts", headers=HEADERS, content=half())) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    answer = await client.post("/facts", headers=HEADERS, content=b" " * 140_000)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["type"].endswith("/problems/busy")
+    told = await asyncio.gather(*held)
+    assert [one.status_code for one in told] == [408, 408]
+    answer = await client.post("/facts", headers=HEADERS, content=b" " * 290_000)
+    assert answer.status_code == 400
+    answer = await client.post("/facts", headers=HEADERS, content=b" " * 290_000)
+    assert answer.status_code == 400
+
+
 async def test_a_streamed_body_is_cut_off_at_its_bound(client: httpx2.AsyncClient) -> None:
     """A2: a body without Content-Length is never read further than a fact may be large."""
     sent = 0

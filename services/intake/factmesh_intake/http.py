@@ -39,6 +39,8 @@ BODY_BYTES_MAX = VALUE_BYTES_MAX
 BATCH_BYTES_MAX = 4 * VALUE_BYTES_MAX
 IN_FLIGHT_MAX = 256
 """Requests that are read or wait for acknowledgements; more would only hold memory, so they are told to come back."""
+BYTES_IN_FLIGHT_MAX = 64 * VALUE_BYTES_MAX
+"""Bodies of those requests together: 256 of the largest batches would be a gigabyte."""
 QUEUED_MAX = 10_000
 """Records in the producer's queue above which nothing more is taken: the broker is behind."""
 BODY_S_MAX = 30.0
@@ -131,42 +133,20 @@ def _too_large(bytes_max: int) -> TooLargeError:
     return TooLargeError(f"more than {bytes_max} bytes in one request", hint="split it, or publish to Kafka")
 
 
-async def _body(request: Request, first: Mapping[str, str], bytes_max: int) -> bytes:
-    """The whole body, never more than `bytes_max` in memory. `first` holds the first header of each name."""
-    encoding = first.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise UnsupportedMediaError(
-            "content-encoding", "a body that is compressed or encoded is not read", hint="send it as it is, without"
-        )
-    declared = first.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > bytes_max:
-        raise _too_large(bytes_max)
-    parts: list[bytes] = []
-    size = 0
-    more = True
-    try:
-        async with asyncio.timeout(BODY_S_MAX):
-            while more:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                part = message.get("body", b"")
-                size += len(part)
-                if size > bytes_max:
-                    raise _too_large(bytes_max)
-                parts.append(part)
-                more = message.get("more_body", False)
-    except TimeoutError:
-        raise TooSlowError(
-            f"the body did not come within {BODY_S_MAX:g} s", hint="nothing was accepted; send it again"
-        ) from None
-    return b"".join(parts)
+class _Busy(Exception):
+    """There is no room for this body now."""
+
+
+def _give_up(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_exception(TimeoutError())
 
 
 class _Facts:
     def __init__(self, entrance: Entrance) -> None:
         self._in = entrance
         self._in_flight = 0
+        self._bytes_in_flight = 0
         self._sends = messaging(entrance.topic, "send")
 
     def guarded(
@@ -203,15 +183,17 @@ class _Facts:
         if self._in_flight >= IN_FLIGHT_MAX or self._in.publisher.queued > QUEUED_MAX:
             return _problem(request, problems.BY_SLUG["busy"])
         self._in_flight += 1
-        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.scope["headers"]]
-        first = dict(reversed(headers))
-        came = first.get(H_TRACEPARENT)
         try:
+            headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.scope["headers"]]
+            first = dict(reversed(headers))
+            came = first.get(H_TRACEPARENT)
             with Hop("POST /facts", came, "server", _ABOUT) as hop:
                 response = await self._take(request, headers, first, hop.traceparent)
                 if hop.recording:
                     hop.note(**{"http.response.status_code": response.status_code})
             return response
+        except _Busy:
+            return _problem(request, problems.BY_SLUG["busy"])
         finally:
             self._in_flight -= 1
 
@@ -223,7 +205,58 @@ class _Facts:
             raise UnsupportedMediaError(
                 "content-type", "a CloudEvents format that is not spoken here", hint=f"send {events.EVENT_JSON}"
             )
-        body = await _body(request, first, BATCH_BYTES_MAX if mode == "batch" else BODY_BYTES_MAX)
+        body = await self._body(request, first, BATCH_BYTES_MAX if mode == "batch" else BODY_BYTES_MAX)
+        try:
+            return await self._judge(request, mode, headers, first, body, traceparent)
+        finally:
+            self._bytes_in_flight -= len(body)
+
+    async def _body(self, request: Request, first: Mapping[str, str], bytes_max: int) -> bytes:
+        """The whole body, never more than `bytes_max` in memory. `first` holds the first header of each name."""
+        encoding = first.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise UnsupportedMediaError(
+                "content-encoding", "a body that is compressed or encoded is not read", hint="send it as it is, without"
+            )
+        declared = first.get("content-length", "")
+        if declared.isascii() and declared.isdigit() and int(declared[:20]) > bytes_max:
+            raise _too_large(bytes_max)
+        parts: list[bytes] = []
+        size = 0
+        more = True
+        try:
+            async with asyncio.timeout(BODY_S_MAX):
+                while more:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    part = message.get("body", b"")
+                    size += len(part)
+                    self._bytes_in_flight += len(part)
+                    if size > bytes_max:
+                        raise _too_large(bytes_max)
+                    if self._bytes_in_flight > BYTES_IN_FLIGHT_MAX:
+                        raise _Busy
+                    parts.append(part)
+                    more = message.get("more_body", False)
+        except BaseException as error:
+            self._bytes_in_flight -= size
+            if isinstance(error, TimeoutError):
+                raise TooSlowError(
+                    f"the body did not come within {BODY_S_MAX:g} s", hint="nothing was accepted; send it again"
+                ) from None
+            raise
+        return b"".join(parts)
+
+    async def _judge(
+        self,
+        request: Request,
+        mode: str,
+        headers: HeaderList,
+        first: Mapping[str, str],
+        body: bytes,
+        traceparent: str | None,
+    ) -> Response:
         if mode == "batch":
             # Where the caller traces nothing, each event of a batch begins a trace of its own: one for each workflow.
             traced = parse_traceparent(first.get(H_TRACEPARENT)) is not None
@@ -238,7 +271,7 @@ class _Facts:
         try:
             event = parse()
             await self._check(event)
-            await self._durable(self._in.publisher.send(self._emission(event, traceparent)), 1)
+            await self._durable([self._emission(event, traceparent)])
         except FactmeshError as error:
             problem = problems.of_error(error)
             self._count(problem.slug)
@@ -275,7 +308,7 @@ class _Facts:
                 results.append({"index": number, "status": 202, **_accepted(item, request)})
         if good:
             emissions = [self._emission(event, traceparent) for event in good]
-            await self._durable(self._in.publisher.publish(emissions, patient=False), len(good))
+            await self._durable(emissions)
             for _ in good:
                 self._count("accepted")
         refused = len(results) - len(good)
@@ -296,13 +329,21 @@ class _Facts:
             reading.body_hash(incoming)  # refuses a double that is not finite; in JSON there is none
         accept(self._in.desk, incoming, self._in.clock.now())
 
-    async def _durable(self, acknowledged: Awaitable[None], facts: int) -> None:
+    async def _durable(self, emissions: Sequence[Emission]) -> None:
         """Durable, or TransientError. What timed out may still be written: the caller repeats it under the same id."""
         try:
-            async with asyncio.timeout(ACK_S_MAX):
-                await acknowledged
+            if len(emissions) == 1:
+                waiting = self._in.publisher.send(emissions[0])
+                end = asyncio.get_running_loop().call_later(ACK_S_MAX, _give_up, waiting)
+                try:
+                    await waiting
+                finally:
+                    end.cancel()
+            else:
+                async with asyncio.timeout(ACK_S_MAX):
+                    await self._in.publisher.publish(emissions, patient=False)
         except (BrokerError, TimeoutError) as error:
-            log.warning("intake.not_durable", events=facts, error=str(error) or "no acknowledgement in time")
+            log.warning("intake.not_durable", events=len(emissions), error=str(error) or "no acknowledgement in time")
             raise TransientError(
                 "the broker did not acknowledge it", hint="send it again under the same id; repeats are dropped"
             ) from error
