@@ -122,7 +122,10 @@ class Store:
         return ObjectState(object_key, definitions=self._index)
 
     async def save(self, conn: Connection, changes: Sequence[Change[State]]) -> None:
-        """Write what changed, in one statement. Raises IllegalTransitionError where a row was not as loaded (INV-F)."""
+        """Write what changed, in one statement, and what operators look for, where that changed, in another.
+
+        Raises IllegalTransitionError where a row was not as loaded (INV-F).
+        """
         objects: list[tuple[Any, ...]] = []
         created: list[tuple[Any, ...]] = []
         moved: list[tuple[Any, ...]] = []
@@ -147,11 +150,12 @@ class Store:
                     noticed.append(_attention_row(instance))
                 elif was is not None and was.status in ATTENTION:
                     settled.append(instance.id)
-        if not (objects or created or moved):
+        if objects or created:
+            counts = await conn.fetchrow(SQL.save, *_columns(moved, 8), *_columns(objects, 5), *_columns(created, 14))
+        elif moved:
+            counts = await conn.fetchrow(SQL.save_moved, *_columns(moved, 8))
+        else:
             return
-        counts = await conn.fetchrow(
-            SQL.save, *_columns(objects, 5), *_columns(created, 14), *_columns(moved, 8), *_columns(noticed, 5), settled
-        )
         assert counts is not None
         if (counts["objects"], counts["moved"]) != (len(objects), len(moved)):
             raise IllegalTransitionError(
@@ -159,6 +163,8 @@ class Store:
                 f" {counts['objects']} were as they had been loaded",
                 hint="nothing was kept; this is a bug in the orchestrator: state was written outside its lock",
             )
+        if noticed or settled:
+            await conn.execute(SQL.attend, *_columns(noticed, 5), settled)
 
     # --- definitions -------------------------------------------------------------------------------------------------
 
