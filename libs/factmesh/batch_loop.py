@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from factmesh.claim_loop import ClaimRuntime
 from factmesh.clock import Clock
 from factmesh.errors import ErrorClass, FactmeshError, class_of
 from factmesh.handling import Item, Outcome
+from factmesh.held import Held
 from factmesh.kafka import Coordinates, Publisher, Subscription
 from factmesh.message import H_GROUP, Delivery
 from factmesh.metrics import Metrics
@@ -93,6 +94,7 @@ class BatchLoop:
         halt_on_flood: bool = True,
     ) -> None:
         self._runner, self._pool, self._publisher, self._registry = runner, pool, publisher, registry
+        self._held = Held(pool)
         self._claims, self._clock, self._metrics = claims, clock, metrics
         self._batch_max = batch_max
         self._halt_on_flood = halt_on_flood
@@ -108,6 +110,7 @@ class BatchLoop:
         self._stopping = False
         self._commit_lock = asyncio.Lock()
         self._last_commit = 0.0
+        self._beside: dict[str, asyncio.Task[None]] = {}
         self.halted: set[Coordinates] = set()
         self.label = runner.handler.name or "main"
 
@@ -116,26 +119,41 @@ class BatchLoop:
         return self._runner.group
 
     async def run(self) -> None:
-        """Until stopped: poll, handle, publish, commit. The next poll runs while a batch is written."""
+        """Until stopped: poll, handle, publish, commit.
+
+        No poll runs ahead of the batch in hand: it would come back with the few messages that are there at once, and
+        what arrives meanwhile would wait behind that second, small batch. The client fetches ahead anyway.
+        """
         await self._subscription.start()
-        next_poll = asyncio.create_task(self._subscription.poll(self._batch_max))
         beats = 0.0
         try:
             while not self._stopping:
-                deliveries = await next_poll
-                next_poll = asyncio.create_task(self._subscription.poll(self._batch_max))
+                deliveries = await self._subscription.poll(self._batch_max)
                 deliveries = [d for d in deliveries if (d.topic, d.partition) not in self.halted]
                 if deliveries:
                     async with self._busy:
                         if not self._stopping:
                             await self._take(deliveries)
-                await self._commit(force=False)
+                else:
+                    await self._held.give_back()
+                self._commit_beside()
                 if self._clock.monotonic() - beats > 1.0:
                     beats = self._clock.monotonic()
-                    await self._beat()
+                    self._do_beside("beat", self._beat)
         finally:
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await next_poll
+            for waiting in self._beside.values():
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await waiting
+            await self._held.give_back()
+
+    def _do_beside(self, what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """What asks the broker while batches go on: one of a kind at a time, and its trouble is the loop's."""
+        before = self._beside.get(what)
+        if before is not None:
+            if not before.done():
+                return
+            before.result()
+        self._beside[what] = asyncio.create_task(work())
 
     async def _beat(self) -> None:
         lags = await self._subscription.lag()
@@ -323,11 +341,13 @@ class BatchLoop:
         handle = self._runner.fast if fast else self._runner.slow
         began = self._clock.monotonic()
         try:
-            async with self._pool.acquire() as conn, conn.transaction():
+            conn = await self._held.get()
+            async with conn.transaction():
                 outcome = await handle(conn, items, now, reserve)
                 counts = self._check_flood(outcome.items)
         except BaseException:
             self._claims.unreserve(reserved)
+            await self._held.give_back()
             raise
         for where, (dead_n, alive_n) in counts.items():
             self._health[where].last.extend([True] * dead_n + [False] * alive_n)
@@ -403,7 +423,7 @@ class BatchLoop:
             offsets[where] = max(offsets.get(where, 0), d.offset + 1)
         while len(self._in_flight) >= IN_FLIGHT_MAX:
             await asyncio.shield(self._in_flight[0].published)
-            await self._commit(force=False)
+            self._commit_beside()
         self._in_flight.append(_InFlight(offsets, asyncio.create_task(self._publish(emissions))))
 
     async def _publish(self, emissions: Sequence[Any]) -> None:
@@ -413,29 +433,39 @@ class BatchLoop:
             self._metrics.inc("factmesh_published_total", topic, by=n)
         self._metrics.observe("factmesh_publish_seconds", self._clock.monotonic() - began, self.label)
 
-    async def _commit(self, *, force: bool) -> None:
-        """Commit what is published, from the front only: an offset never passes a batch that is not published."""
+    def _gather(self) -> None:
+        """Offsets of what is published, from the front only: one never passes a batch that is not published."""
+        while self._in_flight and self._in_flight[0].published.done():
+            batch = self._in_flight.popleft()
+            batch.published.result()
+            self._raise_offsets(batch.offsets)
+
+    def _raise_offsets(self, offsets: Mapping[Coordinates, int]) -> None:
+        for where, offset in offsets.items():
+            self._committed[where] = max(self._committed.get(where, 0), offset)
+
+    def _commit_beside(self) -> None:
+        """Commit what is published, now and then, while the next batch is handled."""
+        self._gather()
+        if self._committed and self._clock.monotonic() - self._last_commit >= COMMIT_EVERY_S:
+            self._do_beside("commit", self._commit)
+
+    async def _commit(self) -> None:
         async with self._commit_lock:
-            while self._in_flight and self._in_flight[0].published.done():
-                batch = self._in_flight.popleft()
-                batch.published.result()
-                for where, offset in batch.offsets.items():
-                    self._committed[where] = max(self._committed.get(where, 0), offset)
-            due = force or self._clock.monotonic() - self._last_commit >= COMMIT_EVERY_S
-            if due and self._committed:
-                # What left with a rebalance is the new owner's to commit: ours may be lower than where he is.
-                offsets = {w: o for w, o in self._committed.items() if w in self._subscription.assigned}
-                self._committed = {}
-                self._last_commit = self._clock.monotonic()
-                if not await self._subscription.commit(offsets):
-                    self._committed = offsets
+            # What left with a rebalance is the new owner's to commit: ours may be lower than where he is.
+            offsets = {w: o for w, o in self._committed.items() if w in self._subscription.assigned}
+            self._committed = {}
+            self._last_commit = self._clock.monotonic()
+            if not await self._subscription.commit(offsets):
+                self._raise_offsets(offsets)
 
     async def _drain(self) -> None:
         """Before partitions go: finish the batch in hand, wait for its acknowledgements, commit."""
         async with self._busy:
             for batch in list(self._in_flight):
                 await asyncio.shield(batch.published)
-            await self._commit(force=True)
+            self._gather()
+            await self._commit()
 
     async def stop(self) -> None:
         """Finish the batch, publish, commit, leave the group."""

@@ -120,6 +120,34 @@ async def test_a_refused_commit_is_tried_again(stack: Stack, namespace: str) -> 
         assert refused == 3
 
 
+async def test_a_slow_commit_holds_no_batch_and_an_idle_loop_no_connection(stack: Stack, namespace: str) -> None:
+    """A commit waits for the group's coordinator; the next message does not wait for the commit. Offsets follow."""
+    async with open_service(toy.service(), await toy.settings(stack, namespace)) as running:
+        loop, answered = running.batch_loops[0], asyncio.Event()
+        real = loop._subscription.commit
+
+        async def commit(offsets: Mapping[Coordinates, int]) -> bool:
+            await answered.wait()
+            return await real(offsets)
+
+        loop._subscription.commit = commit  # type: ignore[method-assign]
+        for n in (1, 2, 3):
+            await running.context.publisher.publish([toy.asking(running, "result", "o", do="count")])
+
+            async def handled(n: int = n) -> bool:
+                return await toy.counts(running) == {"o": n}
+
+            await until(f"message {n} is handled", handled)
+        assert await kernel.backlog(running) == 3
+        answered.set()
+        await kernel.idle(running)
+
+        async def given_back() -> bool:
+            return loop._held._conn is None
+
+        await until("the pool has its connection back", given_back)
+
+
 async def test_nothing_is_committed_for_a_partition_that_has_left(stack: Stack, namespace: str) -> None:
     """A zombie's offset may be lower than where the new owner is: it is his to commit."""
     async with open_service(toy.service(), await toy.settings(stack, namespace)) as running:
@@ -139,7 +167,7 @@ async def test_nothing_is_committed_for_a_partition_that_has_left(stack: Stack, 
         topic = running.context.topic("result")
         loop._subscription.assigned.discard((topic, 0))
         loop._committed = {(topic, 0): 7, (topic, 1): 3}
-        await loop._commit(force=True)
+        await loop._commit()
         assert {(topic, 1): 3} in told
         assert not any((topic, 0) in offsets for offsets in told)
 
