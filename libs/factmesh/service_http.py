@@ -15,12 +15,43 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from factmesh import ledger
 from factmesh.errors import SettingsError
 
 if TYPE_CHECKING:
     from factmesh.service import Running
+
+
+HEAD_BYTES_MAX = 65_536
+"""What a request may send without getting on: a head or trailers without end. The other parser has the same bound."""
+
+
+class _Protocol(HttpToolsProtocol):
+    """The vendor's parser in C, a third of the other's price, with the bound that it lacks."""
+
+    _moved = False
+    _idle_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        self._moved = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._moved = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._moved = True
+        super().on_message_complete()
+
+    def data_received(self, data: bytes) -> None:
+        self._moved = False
+        super().data_received(data)
+        self._idle_bytes = 0 if self._moved else self._idle_bytes + len(data)
+        if self._idle_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
+            self.send_400_response("Invalid HTTP request received.")
 
 
 class _Server(uvicorn.Server):
@@ -76,7 +107,12 @@ async def serve(running: Running, app: ASGIApp | None) -> uvicorn.Server:
         ) from error
     running.http_port = sock.getsockname()[1]
     config = uvicorn.Config(
-        dispatch, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=3
+        dispatch,
+        http=_Protocol,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=3,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[sock]), name="http")
