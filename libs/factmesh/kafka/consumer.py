@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -16,9 +18,20 @@ from factmesh.kafka.common import RECORD_OVERHEAD_BYTES_MAX, Coordinates, delive
 from factmesh.message import Delivery
 from factmesh.topics import DLQ_BYTES_MAX
 
+T = TypeVar("T")
+
 CONSUME_WAIT_S = 0.1
 DRAIN_S_MAX = 8.0
 """How long a revocation waits for what is in flight; letting go late is harmless."""
+COMMIT_S_MAX = 5.0
+"""The client holds a commit back for a session timeout when its coordinator is gone; the loop cannot wait so long."""
+ANSWER_S_MAX = 2.0
+RENEW_AFTER_S = 15.0
+"""How long commits may be refused while the broker answers, before this consumer is replaced by a new one."""
+SOCKET_TIMEOUT_S = 10.0
+"""A question that a broker took with it when it died is asked again after this time, by default after a minute."""
+ASIDE_S_MAX = 60.0
+"""Longer than the client holds a commit back: until then nobody may close the consumer under it."""
 
 
 class Subscription:
@@ -50,6 +63,7 @@ class Subscription:
             "max.partition.fetch.bytes": DLQ_BYTES_MAX + RECORD_OVERHEAD_BYTES_MAX,
             "queued.max.messages.kbytes": 32_768,
             "max.poll.interval.ms": 600_000,
+            "socket.timeout.ms": int(SOCKET_TIMEOUT_S * 1000),
             "error_cb": lambda error: log.warning("kafka.consumer", error=str(error)),
             "log_level": 3,
         }
@@ -64,6 +78,9 @@ class Subscription:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kafka-{group}")
         self._loop: asyncio.AbstractEventLoop | None = None
         self.assigned: set[Coordinates] = set()
+        self._draining = False
+        self._refused_since: float | None = None
+        self._asides: set[threading.Thread] = set()
 
     async def _on_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
@@ -94,12 +111,16 @@ class Subscription:
         assert self._consumer is not None, "start() was not awaited"
         return self._consumer
 
-    def _assigned(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            return  # one that was replaced
         self.assigned |= {(p.topic, p.partition) for p in partitions}
         log.info("kafka.assigned", group=self.group, partitions=len(self.assigned))
 
-    def _revoked(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """On the owned thread: the loop finishes and commits what is in flight, then the partitions go."""
+        if consumer is not self._consumer:
+            return
         if self._drain is not None and self._loop is not None and not self._loop.is_closed():
             future = asyncio.run_coroutine_threadsafe(self._bounded_drain(), self._loop)
             with contextlib.suppress(Exception):
@@ -110,11 +131,17 @@ class Subscription:
     async def _bounded_drain(self) -> None:
         assert self._drain is not None
         # Letting go late is harmless: a second owner, or a zombie, can only repeat (DESIGN section 3).
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S_MAX):
-                await self._drain()
+        self._draining = True
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_S_MAX):
+                    await self._drain()
+        finally:
+            self._draining = False
 
-    def _lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            return
         self.assigned -= {(p.topic, p.partition) for p in partitions}
         log.warning("kafka.lost", group=self.group, partitions=len(partitions))
 
@@ -149,23 +176,67 @@ class Subscription:
         """
         if not offsets:
             return True
-        positions = [TopicPartition(t, p, o) for (t, p), o in offsets.items()]
+        consumer, positions = self._the(), [TopicPartition(t, p, o) for (t, p), o in offsets.items()]
 
         def work() -> str:
             # A refusal of one partition is not raised: it stands in what is returned.
-            results = self._the().commit(offsets=positions, asynchronous=False) or ()
+            results = consumer.commit(offsets=positions, asynchronous=False) or ()
             return ", ".join(f"{p.topic}[{p.partition}]: {p.error}" for p in results if p.error is not None)
 
         try:
             # Not on the owned thread: that one may be waiting, inside a revocation, for this very commit.
-            refused = await asyncio.to_thread(work)
-            if refused:
-                log.warning("kafka.commit", group=self.group, error=refused, message="not committed, tried again")
-                return False
+            async with asyncio.timeout(COMMIT_S_MAX):
+                refused = await self._aside(work)
+        except TimeoutError:
+            refused = f"no answer within {COMMIT_S_MAX:g} s"
         except (KafkaException, RuntimeError) as error:
-            log.warning("kafka.commit", group=self.group, error=str(error), message="not committed, tried again")
-            return False
-        return True
+            refused = str(error)
+        if not refused:
+            self._refused_since = None
+            return True
+        log.warning("kafka.commit", group=self.group, error=refused, message="not committed, tried again")
+        if not self._draining:
+            await self._renew_if_stuck(consumer)
+        return False
+
+    async def _renew_if_stuck(self, consumer: Consumer) -> None:
+        """A broker that answers, and a group that accepts nothing: the client lost its coordinator over a restart.
+
+        It was seen to ask nobody for more than two minutes. A new consumer starts where the last commit was, and what
+        comes twice is recognised.
+        """
+        try:
+            async with asyncio.timeout(ANSWER_S_MAX + 1):
+                await self._aside(lambda: consumer.list_topics(timeout=ANSWER_S_MAX))
+        except (KafkaException, RuntimeError, TimeoutError):
+            self._refused_since = None  # nobody could commit anything now
+            return
+        now = time.monotonic()
+        if self._refused_since is None:
+            self._refused_since = now
+        elif now - self._refused_since >= RENEW_AFTER_S:
+            self._refused_since = None
+            log.error(
+                "kafka.consumer_renewed",
+                group=self.group,
+                message=f"the broker answers and has taken no commit for {RENEW_AFTER_S:g} s: the consumer is replaced",
+            )
+            await self._on_thread(self._renew, consumer)
+
+    def _renew(self, stuck: Consumer) -> None:
+        """On the owned thread. The old one leaves the group in its own time, or is thrown out by the broker."""
+        if self._consumer is not stuck:
+            return
+        self._consumer = Consumer(self._config)
+        self.assigned.clear()
+        self._subscribe()
+        asides = list(self._asides)
+
+        def close() -> None:
+            if _ended(asides, ASIDE_S_MAX):
+                stuck.close()
+
+        threading.Thread(target=close, name=f"kafka-close-{self.group}", daemon=True).start()
 
     async def rewind(self, offsets: Mapping[Coordinates, int]) -> None:
         """Read again from these offsets."""
@@ -212,5 +283,46 @@ class Subscription:
         """Leave the group."""
         if self._consumer is not None:
             self._drain = None
-            await self._on_thread(self._the().close)
+            asides = list(self._asides)
+            if await asyncio.to_thread(_ended, asides, ANSWER_S_MAX):
+                await self._on_thread(self._the().close)
+            else:
+                # Freed under a call that still runs, it would take the process with it. The broker throws it out.
+                log.warning("kafka.not_closed", group=self.group, message="the client hangs in a call; left behind")
         self._thread.shutdown(wait=False)
+
+    def _aside(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Run what may hang on a thread of its own, which nobody waits for when the process ends."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def tell(result: T | None, error: BaseException | None) -> None:
+            if future.done():
+                return  # given up
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]
+
+        def run() -> None:
+            result, failure = None, None
+            try:
+                result = work()
+            except Exception as error:
+                failure = error
+            self._asides.discard(threading.current_thread())
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+                loop.call_soon_threadsafe(tell, result, failure)
+
+        thread = threading.Thread(target=run, name="kafka-aside", daemon=True)
+        self._asides.add(thread)
+        thread.start()
+        return future
+
+
+def _ended(threads: Sequence[threading.Thread], within_s: float) -> bool:
+    """Whether all of these have ended within that time."""
+    deadline = time.monotonic() + within_s
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
