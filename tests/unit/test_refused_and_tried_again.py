@@ -17,7 +17,7 @@ from factmesh_quarantine.acts import TRIES_MAX, Acts
 WHERE = ("t", 0)
 
 
-def subscription(answer: Sequence[Any]) -> Subscription:
+def subscription(answer: Sequence[Any]) -> Any:
     made: Any = Subscription("127.0.0.1:1", group="g", topics=["t"], client_id="test")
     made._consumer = SimpleNamespace(commit=lambda **_: answer, list_topics=lambda timeout: None)
     return made
