@@ -30,19 +30,26 @@ class Table:
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
 
+    @property
+    def right(self) -> Sequence[bool]:
+        """Which columns hold numbers."""
+        return [n > 0 and all(_NUMBER.fullmatch(r[n]) for r in self.rows) for n in range(len(self.heads))]
+
     def text(self) -> str:
         whole = (self.heads, *self.rows)
         widths = [max(len(r[i]) for r in whole) for i in range(len(self.heads))]
-        right = [i > 0 and all(_NUMBER.fullmatch(r[i]) for r in self.rows) for i in range(len(self.heads))]
         lines = [
-            "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+            "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, self.right, strict=True))
             for row in whole
         ]
         return "\n".join([f"\n{self.title}", *(line.rstrip() for line in lines)])
 
     def markdown(self) -> str:
-        lines = ["| " + " | ".join(c.strip().replace("|", "\\|") for c in r) + " |" for r in (self.heads, *self.rows)]
-        rule = "|" + "|".join(" --- " if i == 0 else " ---: " for i in range(len(self.heads))) + "|"
+        lines = [
+            "| " + " | ".join(c.replace("  ", "… ").replace("|", "\\|") for c in r) + " |"
+            for r in (self.heads, *self.rows)
+        ]
+        rule = "|" + "|".join(" ---: " if right else " --- " for right in self.right) + "|"
         return "\n".join([f"**{self.title}**", "", lines[0], rule, *lines[1:], ""])
 
 
