@@ -1,14 +1,15 @@
 """The batch loop's transaction: two replicas, two messages about one object, and every order of their statements.
-Publishing is one step here, with its own model in `batch_publish`; assignment is not modelled, so anyone may be a zombie.
+Publishing is one step here, `batch_publish` is its model; who owns a partition is left open, so anyone may be a zombie.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
+
+from tests.model.explore import Model, Rule, replaced
 
 from factmesh.verdict import Seen, Verdict, judge
-from tests.model.explore import Model, Rule, replaced
 
 MESSAGES = ("m1", "m2")
 NAMES = ("A", "B")
@@ -52,7 +53,7 @@ class BatchLock(Model[State]):
         {"take", "insert", "repeat", "lock", "wait", "granted", "load", "commit", "doubt", "publish", "offset",
          "crash", "stop", "timeout"}
     )  # fmt: skip
-    RULES = {
+    RULES: ClassVar = {
         "row-lock": Rule(
             "lock", "the row lock on the business object carries safety, not the partition",
             "state is loaded and saved without locking the object's row", "INV-F",

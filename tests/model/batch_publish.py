@@ -5,10 +5,11 @@ A transaction is one step here (`batch_lock` takes it apart); what is judged is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
+
+from tests.model.explore import Model, Rule, replaced
 
 from factmesh.verdict import Seen, Verdict, judge
-from tests.model.explore import Model, Rule, replaced
 
 NAMES = ("A", "B")
 COPIES_MAX = 3
@@ -60,7 +61,7 @@ class BatchPublish(Model[State]):
         " flight; acknowledgements come in any order or are lost; the DLQ may refuse a record. Crash at each step."
     )
     ACTIONS = frozenset({"handle", "repeat", "ack", "lost_ack", "refused", "offset", "crash", "rebalance", "killed"})
-    RULES = {
+    RULES: ClassVar = {
         "offsets-after-publish": Rule(
             "offsets", "offsets are committed when the batch's bytes are acknowledged",
             "they are committed with the transaction", "INV-L",

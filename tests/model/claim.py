@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
+
+from tests.model.explore import Model, Rule, replaced
 
 from factmesh.claims import Claimed
 from factmesh.errors import ErrorClass
@@ -17,7 +19,6 @@ from factmesh_connector import follow
 from factmesh_connector.attempt import accounted, admit
 from factmesh_connector.follow import Found, Move, Next
 from factmesh_connector.model import History, Operation, Strategy
-from tests.model.explore import Model, Rule, replaced
 
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NAMES = ("A", "B")
@@ -99,15 +100,17 @@ class Claim(Model[State]):
     ABOUT = (
         "One command's row, two workers, a downstream that works late or never answers, the strategies `key`, `lookup`"
         f" and `none`. In seconds: timeout {TIMEOUT}, lease {LEASE}, `in_flight_max_s` {IN_FLIGHT_MAX}, `key_valid_s`"
-        f" {KEY_VALID}, two attempts, in one world a deadline. Two faults: a worker stops for any time, or crashes, or a question gets no answer."
+        f" {KEY_VALID}, two attempts, in one world a deadline. Two faults, of"
+        " these: a worker stops for any time, or crashes; a question gets no answer; an outage."
     )
     ACTIONS = frozenset(
         {"claim", "decide", "send", "too_short", "works", "busy", "answer", "timeout", "ask", "settle", "refused",
          "publish", "publish_due", "pause", "resume", "crash", "outage", "tick"}
     )  # fmt: skip
-    RULES = {
+    RULES: ClassVar = {
         "epoch-settles": Rule(
-            "", "a settlement counts from the current lease epoch only", "any settlement of a leased row counts", "INV-X"
+            "", "a settlement counts from the current lease epoch only", "any settlement of a leased row counts",
+            "INV-X",
         ),
         "returned-rows-published": Rule(
             "returned", "only rows returned by the settlement statement are published",
@@ -130,7 +133,8 @@ class Claim(Model[State]):
             "an attempt that nobody settled did not happen", "INV-X",
         ),
         "none-is-not-repeated": Rule(
-            "failed", "strategy `none`: after a call that may have worked no other is made", "it is called again", "INV-X"
+            "failed", "strategy `none`: after a call that may have worked no other is made", "it is called again",
+            "INV-X",
         ),
         "lookup-asks-first": Rule(
             "failed", "strategy `lookup`: after a call that may have worked the downstream is asked first",
@@ -294,8 +298,8 @@ class Claim(Model[State]):
                 s._replace(calls=calls, effects=effects),
             )  # fmt: skip
             if s.now <= call.sent + TIMEOUT:
-                calls = replaced(s.calls, n, call._replace(state="busy"))
-                yield "busy", f"the downstream is busy and does nothing for {NAMES[call.worker]}", s._replace(calls=calls)
+                after = s._replace(calls=replaced(s.calls, n, call._replace(state="busy")))
+                yield "busy", f"the downstream is busy and does nothing for {NAMES[call.worker]}", after
 
     def _answers(self, s: State, i: int, w: Worker) -> Iterable[tuple[str, str, State]]:
         """An answer comes, or does not: then there is only the timeout."""
@@ -416,7 +420,7 @@ def _seconds(at: datetime | None) -> int | None:
     return None if at is None else int((at - T0).total_seconds())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _operation(strategy: Strategy, key_valid_s: int) -> Operation:
     return Operation(
         "charge", strategy, timeout_s=TIMEOUT, lookup_timeout_s=TIMEOUT, retry=POLICY, in_flight_max_s=IN_FLIGHT_MAX,
@@ -428,13 +432,13 @@ class _Task(NamedTuple):
     deadline: datetime | None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _task(deadline: int | None) -> Any:
     """All that `admit` reads of a task."""
     return _Task(_instant(deadline))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _history(past: Past) -> History:
     given: Mapping[str, Any] = {
         "settled": past.settled,
@@ -449,7 +453,7 @@ def _history(past: Past) -> History:
     return History(**given)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _accounted(past: Past, attempt: int, interrupted: bool, ended: int | None, now: int) -> Past:
     claimed = Claimed(
         id=ID, kind="attempt.bank", epoch=1, attempts=attempt, interrupted=interrupted, payload=b"", progress=None,
@@ -462,20 +466,20 @@ def _accounted(past: Past, attempt: int, interrupted: bool, ended: int | None, n
     )  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def _before(operation: Operation, past: Past, now: int, deadline: int | None) -> tuple[str | None, Next]:
     refused = admit(_task(deadline), POLICY, _history(past), _at(now))
     return refused, follow.before(operation, _history(past), _at(now), refused)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _after_call(operation: Operation, past: Past, error: ErrorClass | None, now: int, deadline: int | None) -> Next:
     return follow.after_call(
         operation, POLICY, _history(past), error, _at(now), id_=ID, deadline=_instant(deadline)
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _after_ask(operation: Operation, past: Past, found: Found, now: int, deadline: int | None) -> Next:
     refused = admit(_task(deadline), POLICY, _history(past), _at(now))
     return follow.after_ask(

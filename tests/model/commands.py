@@ -8,8 +8,11 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, ClassVar, NamedTuple
+
+from tests.model.explore import Model, Rule
+from tests.support.orchestrator import bench, deploy
 
 from factmesh import ids
 from factmesh.effects import Amend, MarkLedger, Publish, Schedule
@@ -20,11 +23,9 @@ from factmesh_connector import decide as connector
 from factmesh_connector import model as connector_model
 from factmesh_orchestrator.decide import KEPT_HORIZON_S, decide_with
 from factmesh_orchestrator.model import ATTENTION, Instance, ObjectState
-from tests.model.explore import Model, Rule
-from tests.support.orchestrator import bench, deploy
 
 T0 = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
-IN_FLIGHT_MAX, LAST, NUMBER_MAX = 2, 3, 2
+IN_FLIGHT_MAX, LAST, NUMBER_MAX = 2, 2, 2
 STEP = "- pay: {call: bank.charge, with: {id: '${ input.id }'}}"
 
 Signal = tuple[Any, ...]
@@ -70,7 +71,7 @@ class Commands(Model[State]):
     ACTIONS = frozenset(
         {"works", "tick", "resolve", "replay", "end", "connector", "orchestrator", "settle_again", "rebuild"}
     )
-    RULES = {
+    RULES: ClassVar = {
         "not-happened-instant": Rule(
             "not-found", "`--not-happened` said before `in_flight_max_s` has passed is refused: look again",
             "a person's word counts at once", "INV-X",
@@ -93,6 +94,10 @@ class Commands(Model[State]):
             "commands", "any other `retry-step` dead-letters the record again under its opening",
             "what is not accepted is dropped", "INV-D",
         ),
+        "end-waits": Rule(
+            "cancel", "a person's end of an instance waits until the outstanding result is in",
+            "it ends at once, whatever is out", "INV-X",
+        ),
     }  # fmt: skip
 
     def initial(self) -> Iterable[tuple[str, State]]:
@@ -113,8 +118,7 @@ class Commands(Model[State]):
             yield "tick", f"the clock says {s.now + 1} s", s._replace(now=s.now + 1)
         if s.is_open and s.raised < NUMBER_MAX:
             yield from self._act(s)
-        status = only(_mesh().states[s.orchestrator]).status
-        if not s.unknown and not s.ended and status in ATTENTION:
+        if not s.ended and only(_mesh().states[s.orchestrator]).status in ATTENTION:
             yield "end", "a person cancels the instance", s._replace(ended=True, signals=s.signals | {("end",)})
         for word in sorted(s.words):
             yield self._connector(s, word)
@@ -171,7 +175,9 @@ class Commands(Model[State]):
     def _orchestrator(self, s: State, signal: Signal) -> tuple[str, str, State]:
         text = f"the orchestrator gets `{' '.join(str(x) for x in signal if x is not None)}`"
         before = s.orchestrator
-        if signal[0] == "retry" and not self.on("retry-after-failure"):
+        rules = {"retry": "retry-after-failure", "end": "end-waits"}
+        if signal[0] in rules and not self.on(rules[signal[0]]):
+            # As if the command were known to have failed.
             before = _mesh().fold(before, ("result", "failed", None)).after
         folded = _mesh().fold(before, signal)
         after = s._replace(orchestrator=folded.after)
@@ -183,6 +189,9 @@ class Commands(Model[State]):
             if self.on("moot-retry-dies-again"):
                 after = self._died(after, number)
             text += " and cannot carry it out"
+        if signal[0] == "end":
+            ended = only(_mesh().states[folded.after]).ended
+            text += " and ends the instance" if ended else " and does not end the instance: its command is outstanding"
         if folded.issued:
             text += " and runs the step again: a new command, which works"
             number = after.issued + folded.issued
@@ -194,6 +203,8 @@ class Commands(Model[State]):
             return f"INV-X: the effect happened {len(s.effects)} times: {', '.join(sorted(s.effects))}"
         if len(s.told) > 1:
             return "INV-F: one command was told `done` and `failed`"
+        if s.row[0] == "unknown" and only(_mesh().states[s.orchestrator]).ended:
+            return "INV-X: the instance is cancelled, and whether its command happened is unknown"
         if s.told and s.row[0] == "unknown":
             return f"INV-F: `{next(iter(s.told))}` was told, and a stale settlement makes the row unknown again"
         return None
@@ -233,7 +244,8 @@ class _Mesh:
         b = bench(deploy(STEP))
         b.take(b.fact("order.delayed", {"note": "n"}))
         self.now, command = b.now, b.command("pay")
-        self.messages: dict[Signal, Message] = {("end",): b.signal("end_instance", {"status": "cancelled", "reason": "r"})}
+        end = b.signal("end_instance", {"status": "cancelled", "reason": "r"})
+        self.messages: dict[Signal, Message] = {("end",): end}
         self.openings = {}
         for verdict in (None, "happened", "not_happened"):
             failed = ("permission", "not allowed")
@@ -310,7 +322,7 @@ def _task() -> connector_model.Task:
     return connector_model.unpack_task(next(e.payload for e in effects if isinstance(e, Schedule)))[0]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _resolved(row: str, epoch: int, word: Word, now: int) -> str | None:
     """The connector's decision over a person's word: the row's new state, or None where it is refused."""
     history = connector_model.History(calls=1, ended_at=T0)

@@ -8,15 +8,16 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
+
+from tests.model.explore import Model, Rule, replaced
+from tests.support.orchestrator import bench, deploy, more_kinds
 
 from factmesh.effects import MarkLedger
 from factmesh.message import Message
 from factmesh.verdict import Seen, Verdict, judge
 from factmesh_orchestrator.decide import KEPT_HORIZON_S, decide_with
 from factmesh_orchestrator.model import ObjectState
-from tests.model.explore import Model, Rule, replaced
-from tests.support.orchestrator import bench, deploy, more_kinds
 
 NAMES = ("A", "B")
 FACT, START, HORIZON = "fact", "start", "horizon"
@@ -53,7 +54,7 @@ class Early(Model[State]):
         " side by side; the horizon may come at any moment after the fact was kept; what went stale may be replayed."
     )
     ACTIONS = frozenset({"load", "commit", "replay"})
-    RULES = {
+    RULES: ClassVar = {
         "early-is-kept": Rule(
             "kept", "a fact that nobody awaits yet is kept under its business object", "it is dropped", "INV-L"
         ),

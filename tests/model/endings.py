@@ -1,11 +1,11 @@
 """Cancel and compensation: an instance with one step done and one command outstanding, which may work at any time.
-No compensation runs in this release, so nothing of the product is called; `test_models` names the tests of what does.
+No compensation runs in this release, so nothing of the product is called; in `commands` a person ends a real instance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from tests.model.explore import Model, Rule
 
@@ -32,7 +32,7 @@ class Endings(Model[State]):
     )
     ACTIONS = frozenset({"works", "done", "failed", "unknown", "deadline", "cancel", "result", "resolve", "discard",
                          "compensate", "end"})  # fmt: skip
-    RULES = {
+    RULES: ClassVar = {
         "compensation-waits": Rule(
             "cancel", "cancel and compensation wait until outstanding results are in",
             "compensation begins when the person says so", "INV-X",

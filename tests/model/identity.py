@@ -5,12 +5,13 @@ Ids and keys are made by the product's `ids` and judged by its `judge`; a switch
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
+
+from tests.model.explore import Model, Rule
 
 from factmesh import ids
 from factmesh.verdict import Seen, Verdict, judge
-from tests.model.explore import Model, Rule
 
 INSTANT_MS = 1_772_352_000_000
 INSTANCE = ids.entrance_id("model", "instance", INSTANT_MS)
@@ -44,7 +45,7 @@ class Identity(Model[State]):
         " attempts and runs of one step; a sender's repeats; bytes that nobody can decode, redelivered."
     )
     ACTIONS = frozenset({"emit", "receive", "act", "again", "call", "run", "send", "poison", "redeliver"})
-    RULES = {
+    RULES: ClassVar = {
         "id-has-service": Rule("ids", "message ids derive from the service", "the service is left out", "INV-L"),
         "id-has-root": Rule("ids", "… from the root id of the cause", "the root is left out", "INV-L"),
         "id-has-opening": Rule("ids", "… from the opening", "the opening is left out", "INV-L"),
@@ -58,7 +59,8 @@ class Identity(Model[State]):
             "each attempt draws a key", "INV-X",
         ),
         "new-key-after-failure": Rule(
-            "ids", "a new run, with a new key, comes only after a known failure", "a retry is a new run at once", "INV-X"
+            "ids", "a new run, with a new key, comes only after a known failure", "a retry is a new run at once",
+            "INV-X",
         ),
         "one-body-under-a-key": Rule(
             "ids", "another body under the key comes only after a known failure", "the corrected body goes out at once",

@@ -6,16 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 from uuid import UUID
+
+from tests.model.explore import Model, Rule, replaced
 
 from factmesh.dlq import DeadLetter
 from factmesh.verdict import Seen, Verdict, judge
 from factmesh_quarantine.decide import file
-from factmesh_quarantine.model import OPEN_STATES, Death, Numbers, State as Record, Thread, Verb, next_state
-from tests.model.explore import Model, Rule, replaced
+from factmesh_quarantine.model import OPEN_STATES, Death, Numbers, Thread, Verb, next_state
+from factmesh_quarantine.model import State as Record
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 OPERATORS = ("Ann", "Bob")
@@ -99,7 +101,7 @@ class Openings(Model[State]):
         {"read", "raise", "too_late", "discard", "publish", "mark", "kill", "due", "handle", "repeat", "refuse", "out",
          "offset", "crash", "twin"}
     )  # fmt: skip
-    RULES = {
+    RULES: ClassVar = {
         "raise-is-conditional": Rule(
             "numbers", "raising is one conditional update: of two operators, one raises", "whoever asks raises", "INV-L"
         ),
@@ -321,6 +323,9 @@ class Openings(Model[State]):
     def broken(self, s: State) -> str | None:
         if len(s.handled) > 1:
             return f"INV-X: the effect of m happened {len(s.handled)} times"
+        for record, numbers in s.records:
+            if not numbers.dead <= numbers.raised >= numbers.published:
+                return f"INV-D: the numbers of record {record} contradict each other: {numbers}"
         return None
 
     def unrest(self, s: State) -> str | None:
@@ -354,7 +359,7 @@ def _marked(s: State, n: int) -> State:
     return s._replace(acts=replaced(s.acts, n, act._replace(published=True)), records=_put(s, act.record, marked))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _file(
     records: tuple[tuple[int, Numbers], ...], counter: int, openings: tuple[tuple[int, int], ...], number: int
 ) -> tuple[tuple[tuple[int, Numbers], ...], int]:

@@ -5,7 +5,7 @@ Nothing of the product is pure here but its idea; the real clocks are compared w
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from tests.model.explore import Model, Rule
 
@@ -26,7 +26,7 @@ class Order(Model[Reading]):
     NAME = "order"
     ABOUT = "Three statuses of one instance, the first two of one batch; one is published again late, after a crash."
     ACTIONS = frozenset({"publish", "again", "read"})
-    RULES = {
+    RULES: ClassVar = {
         "lower-is-ignored": Rule(
             "order", "readers outside ignore a lower `instance_seq` than they have seen", "what comes last is shown",
             "ORDER",
@@ -87,11 +87,11 @@ class Clocks(Model[Days]):
     NAME = "clocks"
     ABOUT = (
         f"In days: strangers' ids and emitted bytes live for {HORIZON}, ledger rows for {AUDIT}. A message that was"
-        " handled on day 0 comes once more: a stranger's fact with any `ce_time`, bytes that its sender has recorded, one"
-        " of ours that somebody kept for very long."
+        " handled on day 0 comes once more: a stranger's fact with any `ce_time`, bytes that its sender has"
+        " recorded, one of ours that somebody kept for very long."
     )
     ACTIONS = frozenset({"day", "send", "republish", "old"})
-    RULES = {
+    RULES: ClassVar = {
         "receiver-remembers-longer": Rule(
             "", "every receiver remembers ids longer than its sender can emit them again",
             "ledger rows live for one day, emitted bytes for two", "INV-X",

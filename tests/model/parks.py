@@ -5,12 +5,13 @@ The product's own `Park` and `Instance.status` say what is shown; who emits whic
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cache
+from typing import ClassVar, NamedTuple
 from uuid import UUID
 
-from factmesh_orchestrator.model import NO_PARK, Instance, Park, Status
 from tests.model.explore import Model, Rule
+
+from factmesh_orchestrator.model import NO_PARK, Instance, Park, Status
 
 OPENINGS_MAX = 2
 RECORD, COMMAND = "r", "c"
@@ -47,7 +48,7 @@ class Parks(Model[State]):
         " person resolves it. The signals come in any order; a service or a tool is killed once; signals die too."
     )
     ACTIONS = frozenset({"die", "emit", "kill", "raise", "handle", "discard", "resolve", "arrive", "signal_dies"})
-    RULES = {
+    RULES: ClassVar = {
         "park-in-transaction": Rule(
             "parked", "who quarantines a message of a known instance emits `MessageParked` in the same transaction",
             "it emits it afterwards", "INV-L",
@@ -156,7 +157,7 @@ class Parks(Model[State]):
         return None if s.truth in SHOWN else f"INV-L: the message rests {s.truth}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shown(park: Park, resolved: bool) -> Status:
     return Instance(
         id=UUID(int=1), workflow="w", version="1", definition_hash="", base=Status.RUNNING, seq=1,
