@@ -5,15 +5,16 @@ Nothing here does anything; a decision that needs something else extends this un
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from factmesh.errors import OnBehalf, Reason
+from factmesh.values import frozen_value
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Publish:
     """Emit one record of ours. The loop completes the envelope: ce_id, ce_source, ce_time, traceparent, cause_id.
 
@@ -33,7 +34,7 @@ class Publish:
     id: UUID | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Schedule:
     """Write a row that some replica claims when it is due (timers, attempts, sends): DESIGN section 3b.
 
@@ -57,7 +58,7 @@ class Schedule:
     hand: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Unschedule:
     """Take a row back that is not settled yet; nothing happens where it is gone or settled."""
 
@@ -65,7 +66,7 @@ class Unschedule:
     id: UUID
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Amend:
     """Settle a claims row from a message (a person's resolution): only from `expected` state, raising the epoch.
 
@@ -80,14 +81,14 @@ class Amend:
     progress: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Discard:
     """The message ends `discarded`: understood and deliberately not applied, with the reason in the ledger."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class MarkLedger:
     """Change the disposition of an earlier ledger row: a kept fact that went stale, a discarded command.
 
@@ -103,7 +104,7 @@ class MarkLedger:
     on_behalf: OnBehalf | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Note:
     """Facts for the message's ledger row: the step, the version and commit it was decided by, what it touched (B10)."""
 

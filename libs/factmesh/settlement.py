@@ -15,6 +15,7 @@ from factmesh.effects import MarkLedger, Publish
 from factmesh.emitting import Cause, Emitter, parked
 from factmesh.errors import FactmeshError
 from factmesh.message import Delivery, Emission
+from factmesh.values import frozen_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Death:
     group: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_value
 class Settlement:
     """What became of an attempt: `pending` (again at `due_at`), `done`, `failed` or `unknown`.
 

@@ -106,6 +106,9 @@ class _Attempt:
     #: When the claim was sent, in this process's monotonic seconds: from then on it carries PostgreSQL's clock on.
     #: That runs ahead by the claim's round trip at most: better than a retry before its `Retry-After`.
     began: float
+    #: The latest reading of both clocks; taken anew after whatever waited.
+    at: float
+    now: datetime
     traceparent: str | None
     calls: list[Call] = field(default_factory=list)
 
@@ -130,9 +133,11 @@ class Attempts:
         operation = declared or Operation(task.operation, Strategy.NONE, in_flight_max_s=task.in_flight_max_s)
         lease_s = self._leases_s[row.kind]
         began, policy = row.lease_ends - lease_s, task.retry or operation.retry
-        attempt = _Attempt(row, task, input_, connector, operation, policy, began, task.traceparent)
+        attempt = _Attempt(
+            row, task, input_, connector, operation, policy, began, began, row.claimed_at, task.traceparent
+        )
         history = accounted(History.from_bytes(row.progress), row, lease_s)
-        now = self._now(attempt)
+        now = self._look(attempt)
         gone = None if declared else f"operation {task.connector}.{task.operation} is not declared any more"
         then = follow.before(operation, history, now, gone or admit(task, policy, history, now))
         came, sampled = carried(task.traceparent)
@@ -162,8 +167,11 @@ class Attempts:
             then = Next(Move.WAIT, at=None)
         return history, then
 
-    def _now(self, attempt: _Attempt) -> datetime:
-        return attempt.row.claimed_at + timedelta(0, self._clock.monotonic() - attempt.began)
+    def _look(self, attempt: _Attempt) -> datetime:
+        """The time, by PostgreSQL's clock as this process carries it on."""
+        attempt.at = self._clock.monotonic()
+        attempt.now = attempt.row.claimed_at + timedelta(0, attempt.at - attempt.began)
+        return attempt.now
 
     def _context(self, attempt: _Attempt, timeout_s: float) -> CallContext:
         task, row = attempt.task, attempt.row
@@ -196,7 +204,7 @@ class Attempts:
         task, operation = attempt.task, attempt.operation
         ctx = self._context(attempt, operation.timeout_s)
         ctx.before_first_byte()
-        began_at, began = self._now(attempt), self._clock.monotonic()
+        began_at, began = attempt.now, attempt.at
         output: bytes | None = None
         error: FactmeshError | None = None
         try:
@@ -207,7 +215,8 @@ class Attempts:
             error = failure
         except Exception as bug:
             error = self._bug(attempt, bug)
-        call, now = self._note(attempt, "call", began_at, began, error), self._now(attempt)
+        now = self._look(attempt)
+        call = self._note(attempt, "call", began_at, attempt.at - began, error)
         history = history.with_call(
             call, calls=history.calls + 1, first_attempt_at=history.first_attempt_at or began_at
         )
@@ -235,7 +244,7 @@ class Attempts:
         task, operation = attempt.task, attempt.operation
         ctx = self._context(attempt, operation.lookup_timeout_s)
         ctx.before_first_byte()
-        began_at, began = self._now(attempt), self._clock.monotonic()
+        began_at, began = attempt.now, attempt.at
         output: bytes | None = None
         error: FactmeshError | None = None
         found = Found.NO_ANSWER
@@ -254,7 +263,8 @@ class Attempts:
         except Exception as bug:
             error = self._bug(attempt, bug)
         # A failed question tells nothing of the calls: the error that people read stays the calls' own.
-        call, now = self._note(attempt, "ask", began_at, began, error), self._now(attempt)
+        now = self._look(attempt)
+        call = self._note(attempt, "ask", began_at, attempt.at - began, error)
         asks = history.asks + 1 if found is Found.NO_ANSWER else 0
         history = history.with_call(
             call, asks=asks, first_ask_at=(history.first_ask_at or began_at) if asks else None
@@ -286,11 +296,10 @@ class Attempts:
         )
 
     def _note(
-        self, attempt: _Attempt, what: str, began_at: datetime, began: float, error: FactmeshError | None
+        self, attempt: _Attempt, what: str, began_at: datetime, seconds: float, error: FactmeshError | None
     ) -> Call:
         """Record a call with its duration (C7): in the table of calls and the metrics, a failed one in the log too."""
         task = attempt.task
-        seconds = self._clock.monotonic() - began
         ended = DONE if error is None else str(error.error_class)
         call = Call(began_at, int(seconds * 1000), what, ended)
         attempt.calls.append(call)
@@ -311,8 +320,7 @@ class Attempts:
     # --- settling ----------------------------------------------------------------------------------------------------
 
     def _settlement(self, attempt: _Attempt, history: History, then: Next) -> Settlement:
-        task, row = attempt.task, attempt.row
-        now = self._now(attempt)
+        task, row, now = attempt.task, attempt.row, attempt.now
         made = Made(f"{task.connector}.{task.operation}", tuple(attempt.calls)) if attempt.calls else None
         if then.move is Move.DONE:
             # Nothing follows that would ask for the history; the table of calls keeps it longer than the row is kept.
