@@ -47,7 +47,7 @@ verify: setup  ## Fail when something generated drifted from its source
 bench: setup  ## Measure W3 against a hand-written loop, 5 minutes; FULL=1: everything, an hour
 	@PYTHONPATH=. $(BIN)/python -m tests.bench.w3 $(if $(FULL),--full)
 
-bench-growth: setup  ## Measure W3 as ledger, payload, steps, replicas, partitions grow, 25 minutes
+bench-growth: setup  ## Measure W3 as ledger, payload, steps, replicas, partitions grow, 20 minutes
 	@PYTHONPATH=. $(BIN)/python -m tests.bench.w3 --parts growth,plans
 
 bench-peers: setup  ## Measure W3 on DBOS and Restate beside ours, 9 minutes; needs npm

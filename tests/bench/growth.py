@@ -111,8 +111,13 @@ class Growth:
     async def add(
         self, axis: str, x: int, base: Mapping[str, Any], is_base: bool, shape: Shape, *, data_bytes: int = DATA_BYTES
     ) -> None:
-        """One more point of a curve; the plain setting is measured once."""
-        found = dict(base) if is_base else await self.point(axis, x, shape, data_bytes)
+        """One more point of a curve; the plain setting is measured once. A point that fails is named and left out."""
+        try:
+            found = dict(base) if is_base else await self.point(axis, x, shape, data_bytes)
+        except Exception as error:
+            say(f"growth: {axis} {x} FAILED: {error}")
+            self.found.setdefault("failed", {})[f"{axis} {x}"] = f"{type(error).__name__}: {error}"[:2000]
+            return
         if found is not None:
             self.axes.setdefault(axis, []).append({**found, "x": x})
 

@@ -198,9 +198,14 @@ def head(result: Mapping[str, Any]) -> str:
     )
 
 
+def failures(result: Mapping[str, Any]) -> dict[str, str]:
+    """What failed, a part or a point of a curve, and how."""
+    return {**(result.get("failed") or {}), **(at(result, "growth", "failed") or {})}
+
+
 def _notes(result: Mapping[str, Any]) -> list[str]:
     skipped = at(result, "growth", "skipped")
-    failed = [f"FAILED: {part}: {text}" for part, text in (result.get("failed") or {}).items()]
+    failed = [f"FAILED: {what}: {text}" for what, text in failures(result).items()]
     return failed + ([f"no time was left for: {', '.join(skipped)}"] if skipped else [])
 
 
