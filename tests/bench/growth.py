@@ -12,7 +12,7 @@ from typing import Any
 
 import asyncpg
 from tests.bench import plans, systems
-from tests.bench.load import DATA_BYTES, Load
+from tests.bench.load import DATA_BYTES, Load, StallError
 from tests.bench.meter import Meter
 from tests.bench.phases import Plan, pids_of, saturate, say
 from tests.bench.seed import SAMPLE_WORKFLOWS, Seeder
@@ -48,7 +48,7 @@ TINY_GROWTH = GrowthPlan(
     repeats=1,
     ledger=(3_000, 6_000),
     payload_bytes=(65_536,),
-    steps=(50,),
+    steps=(10,),
     replicas=(2,),
     partitions=(24,),
     young_s=2.0,
@@ -146,6 +146,8 @@ class Growth:
         """Throughput, cost and memory at the window, once."""
         plan = Plan(windows=(self.plan.window,), saturation_s=self.plan.seconds)
         found = (await saturate(load, meter, plan, quiet=True))["knee"]
+        if not found["cost"]:
+            raise StallError(f"{what}: nothing was completed within the stretch")
         found["memory_mb"] = {name: series[-1] for name, series in meter.memory.items() if series}
         cpu = sum(v for n, v in found["cost"]["cpu_ms"].items() if n != "generator")
         say(f"growth: {what}: {found['per_s']} workflows/s, {cpu:.2f} CPU-ms a workflow")
