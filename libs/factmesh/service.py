@@ -23,7 +23,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from factmesh import claims, ledger, telemetry, topics
+from factmesh import claims, event_loop, ledger, telemetry, topics
 from factmesh import settings as settings_module
 from factmesh.batch import Deciding, Handler, Runner
 from factmesh.batch_loop import BatchLoop
@@ -434,7 +434,7 @@ def run(service: Service, given: Settings | None = None) -> None:
             trace_file=settings.trace_file,
             otlp_endpoint=settings.otlp_endpoint,
         )
-        asyncio.run(_run(service, settings))
+        event_loop.run(_run(service, settings))
     except FactmeshError as error:
         sys.stderr.write(f"factmesh-{service.name}: {error}\n")
         raise SystemExit(2) from None

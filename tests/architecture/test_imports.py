@@ -34,6 +34,7 @@ GATEWAYS: dict[str, tuple[str, ...]] = {
     "fastapi": ("factmesh_intake.",),
     "avro": ("factmesh.", "factmesh_cli."),
     "starlette": ("factmesh.service", "factmesh.service_http", "factmesh_intake.", "factmesh_sandbox."),
+    "uvloop": ("factmesh.event_loop",),
     "uvicorn": ("factmesh.service", "factmesh.service_http", "factmesh_sandbox."),
 }
 #: Allowed everywhere: they have no state of the outside world behind them.

@@ -27,6 +27,8 @@ import asyncpg
 from confluent_kafka import Consumer, Producer, TopicPartition
 from tests.bench.ideal.records import Emission
 
+from factmesh import event_loop
+
 BATCH_MAX = int(os.environ.get("IDEAL_BATCH_MAX", "500"))
 IN_FLIGHT_MAX = 4
 COMMIT_EVERY_S = 0.2
@@ -165,4 +167,4 @@ async def _nothing(_connection: Any) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    event_loop.run(main(sys.argv[1]))

@@ -34,7 +34,8 @@ class Codec:
         schema = json.loads((SCHEMAS / f"factmesh.{record}" / "v1.avsc").read_text(encoding="utf-8"))
         number = json.loads((SCHEMAS / "ids.lock").read_text(encoding="utf-8"))[f"factmesh.{record}/v1"]
         fields = [{**f, "type": _plain(f["type"])} for f in schema["fields"]]
-        made = compile_flat(fields, b"\0" + int(number).to_bytes(4, "big"))
+        times = [f["name"] for f in schema["fields"] if "timestamp-millis" in json.dumps(f)]
+        made = compile_flat(fields, b"\0" + int(number).to_bytes(4, "big"), times)
         assert made is not None
         self.encode: Callable[[Mapping[str, Any]], bytes] = made[0]
         self.decode: Callable[[bytes], dict[str, Any]] = made[1]

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ async def run(producer: Producer, topic: str, *, threaded: bool) -> tuple[float,
         work()
         wave = Wave(BATCH, loop, threaded=threaded)
         began = time.perf_counter()
-        wave.ready.add_done_callback(lambda future, began=began: landed(began, future))
+        wave.ready.add_done_callback(partial(landed, began))
         for n in range(BATCH):
             producer.produce(topic, value=VALUE, key=b"%036d" % n, on_delivery=wave.acknowledged)
         if not threaded and not polling:

@@ -24,7 +24,7 @@ BATCH = 300
 BATCHES = 25
 ROUNDS = 5
 VALUE = b"\0" * 450
-HEADERS = [(f"ce_header_{n}", b"some value of it") for n in range(8)]
+HEADERS: list[tuple[str, str | bytes | None]] = [(f"ce_header_{n}", b"some value of it") for n in range(8)]
 
 
 class Wave:
