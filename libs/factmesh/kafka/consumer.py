@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -211,7 +210,7 @@ class Subscription:
         except (KafkaException, RuntimeError, TimeoutError):
             self._refused_since = None  # nobody could commit anything now
             return
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         if self._refused_since is None:
             self._refused_since = now
         elif now - self._refused_since >= RENEW_AFTER_S:
@@ -322,7 +321,6 @@ class Subscription:
 
 def _ended(threads: Sequence[threading.Thread], within_s: float) -> bool:
     """Whether all of these have ended within that time."""
-    deadline = time.monotonic() + within_s
     for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+        thread.join(within_s / len(threads))
     return not any(thread.is_alive() for thread in threads)
