@@ -240,9 +240,8 @@ def _settle_with(sql: str) -> str:
     """`settle` with another INSERT in it, whose parameters follow its own."""
     if "(TABLE counted)" not in sql:
         raise ValueError(f"what rides with a settlement must ask what counts: {sql}")
-    head, select, tail = SQL.settle.rpartition("\nSELECT (SELECT id FROM told)")
     moved = re.sub(r"\$(\d+)", lambda m: f"${int(m[1]) + _SETTLE_ARGS}", sql)
-    return f"{head}, along AS (\n{moved}\n){select}{tail}"
+    return SQL.settle.replace("/* along */", f", along AS (\n{moved}\n)")
 
 
 async def settle(

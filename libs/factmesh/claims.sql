@@ -98,7 +98,7 @@ WITH settled AS (
     DELETE FROM unpublished WHERE id = ANY ($9::bigint[])
 ), counted AS (
     SELECT id, epoch FROM settled
-)
+) /* along */
 SELECT (SELECT id FROM told) AS batch,
        CASE WHEN count(*) < cardinality($1::uuid[]) THEN coalesce(array_agg(id), '{}') END AS counted,
        CASE WHEN count(*) < cardinality($1::uuid[]) THEN coalesce(array_agg(epoch), '{}') END AS epochs
