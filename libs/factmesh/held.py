@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 
-from factmesh.postgres import Connection, Pool
+from factmesh.postgres import Connection, Pool, is_given_back, is_transient
 
 
 class Held:
@@ -18,15 +18,32 @@ class Held:
         self._conn: Connection | None = None
 
     async def get(self) -> Connection:
-        if self._conn is None or self._conn.is_closed():
+        """The one that is held, another where that was lost. What the database says meanwhile is raised."""
+        if self._conn is None or self._lost(self._conn):
             await self.give_back()
             context = self._pool.acquire()
             self._conn = await context.__aenter__()
             self._context = context
         return self._conn
 
+    @staticmethod
+    def _lost(conn: Connection) -> bool:
+        try:
+            return conn.is_closed()
+        except Exception as error:
+            if not is_given_back(error):
+                raise
+            return True
+
     async def give_back(self) -> None:
         """After any trouble, and as soon as there is nothing to do: an idle loop holds none."""
         context, self._context, self._conn = self._context, None, None
-        if context is not None:
+        if context is None:
+            return
+        try:
             await context.__aexit__(None, None, None)
+        except Exception as error:
+            # One that the server ended went back by itself, and the pool refuses it a second time: a stopped database
+            # ended the service by this.
+            if not (is_given_back(error) or is_transient(error)):
+                raise

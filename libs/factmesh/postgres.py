@@ -123,6 +123,11 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OSError | TimeoutError | EOFError | asyncpg.PostgresConnectionError)
 
 
+def is_given_back(error: BaseException) -> bool:
+    """The pool has that connection back already: the server ended it, or it was lost, while somebody still held it."""
+    return isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError)
+
+
 def is_timeout(error: BaseException) -> bool:
     """The transaction took too long, by the server's bound or ours: a smaller one may fit.
 
