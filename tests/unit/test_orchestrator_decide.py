@@ -471,6 +471,21 @@ def test_ending_is_refused_while_it_runs_and_over_an_unknown() -> None:
         b.take(b.signal("end_instance", {"status": "running", "reason": "x"}))
 
 
+def test_an_instance_that_is_too_old_is_not_ended_over_a_command_that_is_out() -> None:
+    """⚑ DESIGN 5: past its maximum age it needs a person, who waits for the result all the same, for it may stand."""
+    b = started(extra="maxAge: P1D")
+    b.advance(86400)
+    b.take(b.signal("timer_fired", {"timer_id": "", "name": "max_age", "step": None}))
+    assert b.instance.status is Status.NEEDS_RESOLUTION
+    end = {"status": "cancelled", "reason": "x"}
+    b.take(b.signal("end_instance", end))
+    assert b.instance.status is Status.NEEDS_RESOLUTION
+    assert "is outstanding" in b.discards[-1]
+    b.take(b.result(b.command("credit"), failed=FAILED))
+    b.take(b.signal("end_instance", end))
+    assert b.instance.status is Status.CANCELLED
+
+
 def test_a_given_up_message_leaves_an_instance_that_a_person_can_end() -> None:
     """DESIGN 9: any discard left is needs_resolution, which a person can end, though a command is outstanding."""
     b = started()

@@ -402,15 +402,28 @@ def _end_instance(obj: ObjectTurn, body: Mapping[str, Any]) -> None:
     refused = None
     if instance.status not in ATTENTION:
         refused = f"it is {instance.status}; only what is parked or needs_resolution can be ended"
-    elif instance.has_park and instance.commands:
-        # Cancelling waits until outstanding results are in: nothing may be done over an unknown.
-        refused = f"command {next(iter(instance.commands))} is outstanding; replay, resolve or discard its record first"
+    elif (command_id := _awaited(instance)) is not None:
+        refused = (
+            f"command {command_id} is outstanding; replay, resolve or discard its record first, or wait for its result"
+        )
     if refused is not None:
         obj.out.effects.append(Discard(f"end of instance {instance.id}: {refused}"))
         return
     turn = obj.turn(instance)
     turn.end(Status(status), status, f"{obj.message.record['actor']}: {_text(body, 'reason')}"[:REASON_CHARS_MAX])
     obj.settle(turn)
+
+
+def _awaited(instance: Instance) -> str | None:
+    """⚑ A command whose result must be in before a person may end the instance: its effect may stand, or come yet.
+
+    Only what was given up for good needs no result: the command's own record, or a message that nobody could read.
+    """
+    given_up = {park.command_id for name, park in instance.parks.items() if park.is_discarded and name != MAX_AGE}
+    for command_id in instance.commands:
+        if instance.has_park or not given_up & {command_id, None}:
+            return command_id
+    return None
 
 
 #: What the orchestrator understands, by the signal's name.
