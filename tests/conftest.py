@@ -18,10 +18,16 @@ from pathlib import Path
 import psutil
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 from factmesh.stack import Stack, external_stack, kind_of_stack, read_state
 
 STACK_START_TIMEOUT_S = 240.0  # the first start on a machine fetches the broker's jars
+# The same examples in every run, so that a change that did not cause a failure does not meet it, and no deadline, which
+# would be a timing. FACTMESH_TESTS_RANDOM=1 looks for new ones; what it finds becomes an example of its test.
+settings.register_profile("factmesh", derandomize=not os.environ.get("FACTMESH_TESTS_RANDOM"), deadline=None)
+settings.load_profile("factmesh")
+
 _SESSION = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
 
 

@@ -93,7 +93,12 @@ def test_what_is_written_is_read(record: dict[str, Any]) -> None:
     assert codec.decode(value, EVERY) == record
 
 
-@given(records.filter(lambda r: all(abs(r[k] or 0) < 10**14 for k in ("t", "td"))))
+def in_calendar(record: dict[str, Any]) -> bool:
+    """Apache's decoder makes dates of instants, and its calendar has the years 1 to 9999."""
+    return all(-62_135_596_800_000 <= (record[name] or 0) <= 253_402_300_799_999 for name in ("t", "td"))
+
+
+@given(records.filter(in_calendar))
 @settings(max_examples=60)
 def test_a_plain_avro_decoder_reads_our_bytes(record: dict[str, Any]) -> None:
     """Apache's own decoder, with the registered schema and its logical types, reads the hot path's bytes (issue 6)."""
