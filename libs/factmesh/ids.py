@@ -4,7 +4,6 @@ No randomness and no clock lives here; instants come in as arguments.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
@@ -12,6 +11,7 @@ from hashlib import blake2b
 from typing import Final
 from uuid import UUID
 
+from factmesh.document import canonical_json as canonical_json
 from factmesh.errors import ValidationError
 
 ORDINAL_MAX = 0xFFFF
@@ -128,11 +128,6 @@ def gate_hash(root: str) -> bytes:
 def body_hash(*parts: bytes | str) -> bytes:
     """16 bytes by which two bodies under one id or key are told apart (INV-K, REQUIREMENTS A4)."""
     return _digest(b"fm.body", *parts)
-
-
-def canonical_json(value: object) -> bytes:
-    """Compact JSON with sorted keys: equal values have equal bytes. Raises ValueError on NaN and infinities."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def instant_ms_of(id_: UUID) -> int:

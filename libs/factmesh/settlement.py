@@ -86,7 +86,7 @@ class Teller:
         # Not the root of the message that made the row: epoch n of it is not opening n of that.
         id_ = str(row.id)
         cause = Cause("claim:" + id_, row.epoch, ids.instant_ms_of(row.id), "id:" + id_, s.cause, s.traceparent)
-        out = [self.emitter.emit(p, cause, n, now) for n, p in enumerate(s.publish)]
+        out = self.emitter.emit_all(s.publish, cause, now)
         if s.death is not None:
             letter = self._letter(s.death, now)
             out.append(self.emitter.dead(letter))
